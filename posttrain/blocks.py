@@ -1,0 +1,202 @@
+"""The blocks of config keys that several stages share. Trainer knobs carry TRL's and transformers' names."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config import Block, ProjectPath
+
+
+class Model(Block):
+    """Which base model, and in what form it is loaded."""
+
+    base: str = "Qwen/Qwen3-4B-Instruct-2507"
+    """Hub id or local directory of the base model. Usually given by the hardware file: not every card holds every base."""
+    fallback: list[str] = ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-3B-Instruct"]
+    """Tried in this order where `base` cannot be had; resolved once, at SFT, and written into the manifest."""
+    revision: str | None = None
+    """Commit, tag or branch of `base` on the hub; null is the newest."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where `base` is downloaded from. The Hugging Face mirror is set by the environment variable HF_ENDPOINT."""
+    quantization: Literal["none", "nf4", "fp4"] = "none"
+    """4-bit weights of the frozen base (QLoRA): nf4 or fp4 of bitsandbytes; none keeps 16 or 32 bit."""
+    double_quant: bool = True
+    """Quantise the 4-bit scales as well (4.13 instead of 4.5 bits per weight)."""
+    attn_implementation: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """auto: flash_attention_2 where the package is installed and the card can, else sdpa."""
+    chat_template: str = "auto"
+    """auto: the tokenizer's own, with marks on what is trained; or a name of posttrain/chat.py; or a .jinja file."""
+    trust_remote_code: bool = False
+    """Run Python that ships with the model. Off unless you have read that code."""
+
+
+class Lora(Block):
+    """The adapter (PEFT)."""
+
+    r: int = Field(16, gt=0, le=1024)
+    """Rank."""
+    alpha: int = Field(16, gt=0)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained."""
+    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    """Names of the linear layers that get an adapter."""
+
+
+class Trainer(Block):
+    """What decides the result stands in the stage's YAML; how it fits the card stands in configs/hardware/."""
+
+    max_length: int = Field(2048, ge=16)
+    """Tokens of the longest sequence, prompt and answer together. [hardware]"""
+    per_device_train_batch_size: int = Field(1, ge=1)
+    """Sequences (or pairs) in one forward pass on one card: the micro-batch. [hardware]"""
+    per_device_eval_batch_size: int = Field(1, ge=1)
+    """The same for the validation loss. [hardware]"""
+    sequences_per_step: int = Field(32, ge=1)
+    """Sequences (or pairs) per optimiser step over all cards, without packing. Accumulation is derived from it."""
+    min_steps: int = Field(20, ge=1)
+    """With very little data, fewer rows go into a step so that there are at least this many steps; the plan says so."""
+    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises; at least one step."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decoupled weight decay."""
+    num_train_epochs: float = Field(1.0, gt=0)
+    """Passes over the data."""
+    max_steps: int = Field(-1, ge=-1)
+    """Optimiser steps; overrides num_train_epochs where positive."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 turns clipping off."""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
+        "adamw_torch"
+    )
+    """Optimiser implementation. [hardware]"""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the card has it, else fp16; fp32 on a CPU. [hardware]"""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: about a third slower, far less memory. [hardware]"""
+    seed: int = 42
+    """Seed of data order, dropout and adapter initialisation."""
+    logging_steps: int = Field(50, ge=1)
+    """Optimiser steps between two lines of metrics.jsonl."""
+    save_steps: int = Field(1000, ge=1)
+    """Steps between two checkpoints; the validation loss is taken at each, and the best one becomes the adapter."""
+    save_minutes: float = Field(15, gt=0)
+    """A checkpoint for resuming is also written when the last one is older than this."""
+    save_total_limit: int = Field(3, ge=1)
+    """Checkpoints kept on disk, the best one always among them."""
+    early_stopping_patience: int = Field(0, ge=0)
+    """Stop after this many validations without a better loss; 0 never stops early."""
+    dataloader_num_workers: int = Field(0, ge=0)
+    """Worker processes that collate batches."""
+    extra: dict[str, Any] = {}
+    """Any other field of the trainer's own arguments class (TRL's SFTConfig, transformers' TrainingArguments for the
+    preference stages), checked against that class's field names and types."""
+
+
+class SftTrainer(Trainer):
+    """Trainer knobs of SFT: with packing the size of a step is counted in tokens, so that length does not change it."""
+
+    packing: bool = True
+    """Fill each row with several conversations, best fit first; attention and positions stay inside each of them."""
+    tokens_per_step: int = Field(65536, ge=16)
+    """Tokens per optimiser step over all cards, with packing (65,536 = 32 rows of 2,048)."""
+    num_train_epochs: float = Field(1.5, gt=0)
+    """Passes over the data."""
+
+
+class TrainData(Block):
+    """Rows to learn from: what prepare_data wrote, or your own file (Alpaca, ShareGPT, messages, string pairs)."""
+
+    train_files: list[ProjectPath] = Field(min_length=1)
+    """JSONL (or JSON, CSV, parquet, gz) files to train on."""
+    val_files: list[ProjectPath] = []
+    """Files for the validation loss. Empty: `val_share` of the training rows is held out."""
+    val_share: float = Field(0.05, ge=0, lt=0.5)
+    """Share of rows held out where there is no val_files; 0 trains without validation (the last checkpoint is kept)."""
+    max_train_rows: int | None = Field(None, ge=1)
+    """Use a seeded draw of this many rows; null uses all."""
+    max_val_rows: int = Field(500, ge=1)
+    """Validation rows used at most: a longer validation costs time at every checkpoint."""
+    on_too_long: Literal["drop", "truncate_left_turns", "error"] = "drop"
+    """A row over max_length: drop it; drop its oldest turns until it fits; or stop. Always counted, never silent."""
+    max_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of unusable rows above which the run stops (2)."""
+
+
+class Export(Block):
+    """Read by scripts.export_lora from a training config: what leaves the run, and how closely it is checked."""
+
+    mode: Literal["adapter", "merged"] = "adapter"
+    """adapter: a small folder for PEFT and vLLM; merged: full weights that need no PEFT."""
+    output_dir: ProjectPath = "outputs/adapters/sft"
+    """Where the exported folder goes (outputs/adapters/... or outputs/merged/...)."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of merged weights; auto is the base's own."""
+    merge_base: Literal["auto", "dequantized", "unquantized"] = "auto"
+    """For a QLoRA run: which weights the adapter is added to. auto measures both and takes the nearer to training."""
+    num_check_prompts: int = Field(16, ge=1)
+    """Real prompts on which the exported model is compared with base + adapter."""
+    max_logit_diff: float | None = Field(None, gt=0)
+    """Bound on the mean absolute logit difference; null takes the bound of the precision (docs/architecture.md)."""
+    min_top1: float | None = Field(None, ge=0, le=1)
+    """Bound on the share of positions with the same most likely token; null takes the bound of the precision."""
+    overwrite: bool = False
+    """Set an existing export of other content aside instead of refusing."""
+
+
+class Generation(Block):
+    """How answers are sampled."""
+
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest answer in tokens."""
+    temperature: float = Field(0.2, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus sampling."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """1.0 is off."""
+    seed: int = 42
+    """The same seed for every model, prompt by prompt."""
+
+
+class StageConfig(Block):
+    """Keys of every stage."""
+
+    overwrite: bool = False
+    """Set a finished run of other content in output_dir aside (renamed, not deleted) and start anew."""
+
+
+class Training(StageConfig):
+    """Keys of every training stage."""
+
+    hardware: str = "auto"
+    """A file of configs/hardware/: 3050, t4, 4090 ...; auto picks by the card found."""
+    model: Model = Model()
+    """The base model."""
+    lora: Lora = Lora()
+    """The adapter."""
+    tracking: Literal["none", "tensorboard"] = "tensorboard"
+    """Where curves go beside metrics.jsonl."""
+
+
+class PreferenceTraining(Training):
+    """Keys that ORPO and DPO share: both learn from pairs, both continue the SFT adapter."""
+
+    sft_run: ProjectPath | None = "outputs/sft"
+    """The SFT run whose adapter is continued; null starts a new adapter on `model.base`."""
+    trainer: Trainer = Trainer()
+    """Optimisation."""
+    prefer_chinese_ratio: float | None = Field(None, ge=0, le=1)
+    """Draw the pairs to this share of Chinese ones (by their prompt); null uses all pairs as they are."""
+
+    @model_validator(mode="after")
+    def _packing_is_not_for_pairs(self):
+        if "packing" in self.trainer.extra:
+            raise ValueError("trainer.extra.packing: pairs are not packed")
+        return self

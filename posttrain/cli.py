@@ -1,0 +1,118 @@
+"""
+The command line of every stage: `--config`, `--set`, `--dry-run`, and the way a stage ends.
+
+Exit codes: 0 done; 2 the user's to mend; 3 does not fit; 4 a check failed; 130 interrupted.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import Loaded, load_config, shown
+from posttrain.errors import Interrupted, PosttrainError
+from posttrain.plan import Plan
+from posttrain.runs import Run, main_process
+from posttrain.stages import StageConfig
+
+# The run that is open in this process, so that an ending of any kind is written into its status.json.
+_open_run: Run | None = None
+
+
+def opened(run: Run) -> Run:
+    """Remember the open run; the ending of the process is written into it."""
+    global _open_run
+    _open_run = run
+    return run
+
+
+def truth(text: str) -> bool:
+    """`true` and `false` as a person writes them."""
+    value = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return value
+
+
+def share_list(text: str) -> dict[str, float]:
+    """`oasst1=0.4,coig=0.6` -> {"oasst1": 0.4, "coig": 0.6}."""
+    shares = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        try:
+            shares[key.strip()] = float(value) if equals else 1.0
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r}: expected source=weight, e.g. oasst1=0.4") from None
+    return shares
+
+
+def parser_for(cls: type[StageConfig], description: str, default_config: str,
+               flags: dict[str, tuple[str, Callable]]) -> argparse.ArgumentParser:  # fmt: skip
+    """The argument parser of a stage. `flags`: option -> (config key, type)."""
+    parser = argparse.ArgumentParser(prog=f"python -m scripts.{cls.name}", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--config", default=default_config, help=f"YAML of the stage (default: {default_config})")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set one config key; repeatable")
+    parser.add_argument("--dry-run", nargs="?", const=True, default=False, type=truth, metavar="true|false",
+                        help="print the plan and stop: writes nothing, downloads nothing")  # fmt: skip
+    for option, (key, kind) in flags.items():
+        parser.add_argument(option, dest=key, type=kind, default=None, help=f"the same as --set {key}=...")
+    return parser
+
+
+def run_stage(cls: type[StageConfig], plan: Callable[[Plan], None], main: Callable[[Loaded], None], *,
+              default_config: str, description: str | None = None, flags: dict[str, tuple[str, Callable]] = {},
+              argv: list[str] | None = None) -> None:  # fmt: skip
+    """Load the config, make the plan, and print it or do the work. Ends the process."""
+    parser = parser_for(cls, description or cls.__doc__, default_config, flags)
+    args = parser.parse_args(argv)
+    given = {key: getattr(args, key) for key, _ in flags.values() if getattr(args, key) is not None}
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(guarded(cls.name, lambda: _stage(cls, plan, main, args, given)))
+
+
+def _stage(cls, plan, main, args, given) -> int:
+    loaded = load_config(cls, Path(args.config), args.set, given)
+    drawn = Plan(cls.name, loaded, args.dry_run)
+    plan(drawn)
+    if args.dry_run:
+        print(drawn.render(), flush=True)
+        return drawn.exit_code
+    drawn.raise_faults()
+    main(loaded)
+    return 0
+
+
+def guarded(stage: str, work: Callable[[], int]) -> int:
+    """Run `work`, turn its ending into a message and an exit code, and write both into the open run's status."""
+    try:
+        return work()
+    except PosttrainError as error:
+        code, message = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code, message = Interrupted.exit_code, "interrupted; the same command goes on from the last saved state"
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        if _open_run:
+            _open_run.status("failed", 1, traceback.format_exc())
+        raise
+    if message and main_process():
+        stream = sys.stdout if code == 0 else sys.stderr
+        sys.stdout.flush()
+        print(message if code == 0 else f"\n{stage} stopped (exit {code}): {message}", file=stream, flush=True)
+    if _open_run:
+        _open_run.status("interrupted" if code == 130 else "failed", code, message)
+        if main_process() and code:
+            print(f"  record: {shown(_open_run.status_path)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _terminated(signum: int, frame: Any) -> None:
+    """SIGTERM (a spot instance going away) ends a stage like Ctrl-C: state saved, exit 130."""
+    raise KeyboardInterrupt

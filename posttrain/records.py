@@ -1,0 +1,148 @@
+"""
+Records: the only shapes on disk. TRL's conversational formats plus `id`, `source` and `meta`.
+
+A record is a plain dict, checked once where it enters (data/sources.py, or a user's own file) and trusted after.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+from posttrain.errors import UserFault
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Message(TypedDict):
+    """One turn. `tool_calls` only on assistant turns, in OpenAI's form."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: NotRequired[list[dict]]
+
+
+class Chat(TypedDict):
+    """A conversation that ends in an assistant turn."""
+
+    id: str
+    source: str
+    messages: list[Message]
+    tools: NotRequired[list[dict]]
+    meta: dict[str, Any]
+
+
+class Preference(TypedDict):
+    """One prompt, a better and a worse answer (each a list of one assistant message)."""
+
+    id: str
+    source: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    tools: NotRequired[list[dict]]
+    meta: dict[str, Any]
+
+
+class Text(TypedDict):
+    """Plain text for continued pre-training."""
+
+    id: str
+    source: str
+    text: str
+    meta: dict[str, Any]
+
+
+class Prompt(TypedDict):
+    """A question without an answer."""
+
+    id: str
+    source: str
+    prompt: list[Message]
+    meta: dict[str, Any]
+
+
+def record_id(source: str, content: Any) -> str:
+    """16 hex digits of SHA-256 over the source key and the original content: stable, never a running number."""
+    text = json.dumps([source, content], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def fault_in_turns(messages: Any, *, ends_in: str | None) -> str | None:
+    """Why a list of messages cannot be used, or None.
+
+    Order: at most one system turn, first; then user and assistant in turn, with tool turns only after an assistant
+    turn. `ends_in` is the role that the last turn must have.
+    """
+    if not isinstance(messages, list) or not messages:
+        return "no_turns"
+    for message in messages:
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            return "unknown_role"
+        if not isinstance(message.get("content"), str):
+            return "content_is_not_text"
+        if not message["content"].strip() and not message.get("tool_calls"):
+            return "empty_turn"
+    roles = [message["role"] for message in messages]
+    if "system" in roles[1:]:
+        return "system_not_first"
+    roles = roles[1:] if roles[0] == "system" else roles
+    if not roles or roles[0] != "user":
+        return "does_not_begin_with_user"
+    follows = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
+    if any(after not in follows[before] for before, after in zip(roles, roles[1:], strict=False)):
+        return "roles_out_of_order"
+    if ends_in and roles[-1] != ends_in:
+        return f"last_turn_is_not_{ends_in}"
+    return None
+
+
+def fault_in(record: dict) -> str | None:
+    """Why a record of any kind cannot be used, or None."""
+    if "messages" in record:
+        return fault_in_turns(record["messages"], ends_in="assistant")
+    if "chosen" in record and "rejected" in record:
+        if record["prompt"] and record["prompt"][-1].get("role") == "assistant":
+            return "prompt_ends_in_assistant"
+        for side in ("chosen", "rejected"):
+            fault = fault_in_turns(record["prompt"] + record[side], ends_in="assistant")
+            if fault or len(record[side]) != 1:
+                return fault or f"{side}_is_not_one_turn"
+        same = record["chosen"][0] == record["rejected"][0]
+        return "chosen_equals_rejected" if same else None
+    if "prompt" in record:
+        return fault_in_turns(record["prompt"], ends_in=None)
+    if "text" in record:
+        return None if isinstance(record["text"], str) and record["text"].strip() else "empty_text"
+    return "not_a_record"
+
+
+def read_jsonl(path: Path) -> Iterator[dict]:
+    """Records of a file that posttrain wrote. UserFault names the line if somebody damaged it since."""
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserFault(f"{path}:{number}: not JSON ({error}); make the file again") from None
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> int:
+    """Write rows by way of a temporary file, so that a file under this name is always whole. Returns the count."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    count = 0
+    with open(part, "w", encoding="utf-8", newline="\n") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+            count += 1
+    os.replace(part, path)
+    return count
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a text file."""
+    with open(path, "rb") as f:
+        return sum(block.count(b"\n") for block in iter(lambda: f.read(1 << 20), b""))

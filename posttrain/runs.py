@@ -1,0 +1,244 @@
+"""
+A run is an output directory with its record.
+
+status.json    running, done, failed or interrupted, with exit code and message; written at the start and at the end
+config.yaml    the resolved config
+manifest.json  written last, by rename: its presence means complete. Inputs and outputs with their SHA-256, parents,
+               config, seeds, commit, versions, machine, seconds, peak memory, results.
+
+Complete and unchanged: a re-run says so and does nothing. Incomplete: it goes on. Changed: it says what changed.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posttrain.config import ROOT, Loaded, find_card, leaves, shown
+from posttrain.errors import PosttrainError, UserFault
+from posttrain.records import count_lines
+
+# Keys that may differ between the two halves of one run: they change nothing in its result.
+NEUTRAL = (
+    "overwrite", "hardware", "tracking", "trainer.logging_steps", "trainer.save_minutes", "trainer.save_total_limit",
+    "trainer.dataloader_num_workers", "output_dir", "hub", "model.fallback", "model.hub",
+)  # fmt: skip
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "lm_eval", "tokenizers",
+            "numpy")  # fmt: skip
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """{path, sha256, bytes, rows?} of a file, as it stands in a manifest."""
+    entry = {"path": shown(path), "sha256": sha256(path), "bytes": path.stat().st_size}
+    if path.suffix == ".jsonl":
+        entry["rows"] = count_lines(path)
+    return entry
+
+
+def fingerprint(directory: Path) -> str:
+    """Identity of a model directory: SHA-256 over its config and, of each weight file, its size and 256 slices of
+    16 KiB spread over it. Reads 4 MiB a file instead of gigabytes; another fine-tune of the same shape differs in it.
+    """
+    digest = hashlib.sha256()
+    names = sorted(p.name for p in directory.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
+    for name in names:
+        size = (directory / name).stat().st_size
+        digest.update(f"{name}:{size}".encode())
+        with open(directory / name, "rb") as f:
+            for slice_number in range(256):
+                f.seek(slice_number * max(0, size - 16384) // 255)
+                digest.update(f.read(16384))
+    return digest.hexdigest()
+
+
+def main_process() -> bool:
+    """True in the one process that writes (rank 0 under accelerate or torchrun)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write by rename: a reader sees the old file or the whole new one."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> dict | None:
+    """The content of a JSON file, or None if there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def read_manifest(run_dir: Path, role: str = "run") -> dict:
+    """The manifest of a complete run. UserFault if the run is missing or unfinished."""
+    manifest = read_json(run_dir / "manifest.json")
+    if manifest is None:
+        status = read_json(run_dir / "status.json")
+        state = f"it is {status['state']}" if status else "there is no run"
+        raise UserFault(f"{role}: {shown(run_dir)} has no manifest.json ({state}); run the stage that makes it to its end")
+    return manifest
+
+
+def changes(before: dict, after: dict) -> list[str]:
+    """Which keys differ between two identities, as `key: old -> new`."""
+    old, new = leaves(before), leaves(after)
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, package versions, machine and card."""
+
+    def git(*args):
+        out = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
+        return out.stdout.strip() if out.returncode == 0 else None
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    card = find_card()
+    machine = {"host": socket.gethostname(), "platform": platform.platform(), "cpus": os.cpu_count()}
+    return {
+        "git": {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))},
+        "versions": versions,
+        "machine": machine | {"card": card[0] if card else None, "vram_gib": round(card[1], 2) if card else None},
+        "command": " ".join(sys.argv),
+    }
+
+
+class Run:
+    """The record of one stage in its output directory.
+
+    Open it with open_run(), which decides between fresh, resumed, skipped and refused; end it with finish().
+    `prefix` lets prepare_data keep two runs (sft_, pref_) in one directory.
+    """
+
+    def __init__(self, directory: Path, stage: str, loaded: Loaded, identity: dict, prefix: str = ""):
+        self.dir, self.stage, self.loaded, self.identity, self.prefix = directory, stage, loaded, identity, prefix
+        self.started = time.time()
+        self.resumed = False
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.dir / f"{self.prefix}manifest.json"
+
+    @property
+    def status_path(self) -> Path:
+        return self.dir / f"{self.prefix}status.json"
+
+    def status(self, state: str, exit_code: int | None = None, message: str = "", **more) -> None:
+        """Write status.json (main process only). Called at the start, at the end, and when a stage fails."""
+        if main_process():
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            write_json(self.status_path, {
+                "stage": self.stage, "state": state, "exit_code": exit_code, "message": message, "time": now,
+                "host": socket.gethostname(), "pid": os.getpid(), "identity": self.identity, **more,
+            })  # fmt: skip
+
+    def finish(self, kind: str, inputs: dict[str, Any], outputs: list[Path], parents: dict[str, Path] | None = None,
+               results: dict | None = None, **more) -> dict:  # fmt: skip
+        """Write the manifest, last, and mark the run done. `parents` maps a role to a run directory or manifest."""
+        if not main_process():
+            return {}
+        lineage = {}
+        for role, parent in (parents or {}).items():
+            file = parent if parent.is_file() else parent / "manifest.json"
+            lineage[role] = {"path": shown(file), "sha256": sha256(file)} if file.is_file() else {"path": shown(parent)}
+        manifest = {
+            "stage": self.stage, "kind": kind, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - self.started, 2), "resumed": self.resumed, "parents": lineage,
+            "inputs": inputs, "outputs": [describe_file(p) for p in outputs], "results": results or {},
+            "config_path": shown(self.loaded.path), "config": self.loaded.config.model_dump(mode="json"),
+            "hardware": {"name": self.loaded.hardware, **self.loaded.card}, "identity": self.identity,
+            **more, **provenance(),
+        }  # fmt: skip
+        write_json(self.manifest_path, manifest)
+        self.status("done", 0)
+        return manifest
+
+
+class AlreadyDone(PosttrainError):
+    """The run is complete and nothing changed. Exit 0: not a failure, only the end of the stage."""
+
+    exit_code = 0
+
+
+def open_run(directory: Path, loaded: Loaded, inputs: dict[str, Any], prefix: str = "", rebuild: bool = False,
+             extra_identity: dict | None = None) -> Run:  # fmt: skip
+    """Decide what a start in `directory` means, and mark it as running.
+
+    inputs: role -> {path, sha256, ...}; together with the config they are the identity of the run.
+    rebuild: on changes build anew (prepare_data) instead of refusing (training).
+    Raises AlreadyDone if complete and unchanged; UserFault naming what changed, or a second process at work there.
+    """
+    cls = type(loaded.config)
+    config = {k: v for k, v in leaves(loaded.config.model_dump(mode="json")).items()
+              if k not in NEUTRAL and not k.startswith("export.")}  # fmt: skip
+    digests = {role: entry.get("sha256") or entry.get("fingerprint") for role, entry in inputs.items()}
+    # Through JSON and back, so that a stored identity and a fresh one compare equal (tuples become lists).
+    identity = json.loads(json.dumps({"config": config, "inputs": digests, **(extra_identity or {})}, default=str))
+    run = Run(directory, cls.name, loaded, identity, prefix)
+    status, manifest = read_json(run.status_path), read_json(run.manifest_path)
+    if not main_process():
+        if manifest and manifest["identity"] == identity:
+            raise AlreadyDone("")
+        return run
+
+    if status and status["state"] == "running" and alive(status):
+        raise UserFault(f"{shown(directory)}: process {status['pid']} is at work there; wait for it, or stop it first")
+    previous = manifest or status
+    changed = changes(previous["identity"], identity) if previous else []
+    listed = "\n".join(f"    {line}" for line in changed)
+    if manifest and not changed:
+        raise AlreadyDone(f"{shown(directory)}: complete and nothing changed since; nothing to do "
+                          f"({run.manifest_path.name} of {manifest['created']})")  # fmt: skip
+    if previous and changed and not rebuild and not loaded.config.overwrite:
+        what = "a finished run" if manifest else "an unfinished run"
+        raise UserFault(
+            f"{shown(directory)}: holds {what} of other content. What changed:\n{listed}\n"
+            f"  choose: --set output_dir=<another directory>, or --set overwrite=true (the old run is set aside)"
+        )
+    if previous and changed and not rebuild:
+        aside = directory.with_name(f"{directory.name}.{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        directory.rename(aside)
+        print(f"{shown(directory)}: the old run was set aside as {shown(aside)}", flush=True)
+    elif previous and changed:
+        print(f"{shown(directory)}: rebuilding, because of\n{listed}", flush=True)
+    run.resumed = bool(status) and not manifest and not changed
+    directory.mkdir(parents=True, exist_ok=True)
+    run.manifest_path.unlink(missing_ok=True)
+    text = yaml.safe_dump(loaded.config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    (directory / f"{prefix}config.yaml").write_text(text, encoding="utf-8")
+    run.status("running")
+    return run
+
+
+def alive(status: dict) -> bool:
+    """Whether the process of a status.json still runs on this machine (and is not this one)."""
+    if status.get("host") != socket.gethostname() or status["pid"] == os.getpid():
+        return False
+    command = Path(f"/proc/{status['pid']}/cmdline")
+    try:
+        return status["stage"].encode() in command.read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,263 @@
+"""One config class per stage: the whole schema, readable top to bottom. Shared blocks are in blocks.py."""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from posttrain.blocks import (
+    Export,
+    Generation,
+    PreferenceTraining,
+    SftTrainer,
+    StageConfig,
+    Trainer,
+    TrainData,
+    Training,
+)
+from posttrain.config import Block, ProjectPath
+
+# ------------------------------------------------------------------ data
+
+
+class Rules(Block):
+    """Bounds of the cleaning rules; datasets.yaml may set others for one source."""
+
+    min_chars: int = Field(8, ge=0)
+    """Characters of the whole conversation (or pair) at least."""
+    max_chars: int = Field(4096, ge=1)
+    """Characters at most."""
+    min_cn_ratio: float = Field(0.3, ge=0, le=1)
+    """Share of Chinese characters among letters, below which a record is not Chinese."""
+    allow_english_fallback: bool = True
+    """Keep records that are not Chinese but English; false drops them."""
+
+
+class Mix(Block):
+    """Which sources, in what shares, and how many rows at most."""
+
+    mix: dict[str, float] = {}
+    """Key of configs/datasets.yaml -> weight. Shares of the result where there is enough of each source."""
+    max_samples: int = Field(60_000, ge=1)
+    """Rows over all splits at most."""
+
+
+class PrepareData(StageConfig):
+    """Raw public sets in, clean split JSONL and a data card out."""
+
+    name: ClassVar[str] = "prepare_data"
+    stage: Literal["all", "sft", "pref"] = "all"
+    """Which of the two sets to build."""
+    raw_dir: ProjectPath = "data_raw"
+    """Holds one directory per source key; files laid there by hand win over the hub."""
+    output_dir: ProjectPath = "data_proc"
+    """Where {sft,pref}_{train,val,test}.jsonl, the dropped records, the manifest and the card go."""
+    catalogue: ProjectPath = "configs/datasets.yaml"
+    """The list of known sets."""
+    hub: Literal["huggingface", "modelscope", "none"] = "huggingface"
+    """Where missing sources are downloaded from (files only, into raw_dir/<key>/)."""
+    sft: Mix = Mix()
+    """Conversations for SFT."""
+    pref: Mix = Mix(max_samples=120_000)
+    """Preference pairs for ORPO and DPO."""
+    rules: Rules = Rules()
+    """Bounds of the cleaning rules."""
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of train, val and test. One prompt never stands on two sides."""
+    max_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of unusable rows in one file above which the stage stops (2) and shows the first of them."""
+    tokenizer: str | None = None
+    """Directory or hub id of a tokenizer on disk, for token counts in the card; null counts characters only."""
+    seed: int = 42
+    """Seed of sampling and split."""
+
+
+class Fetch(StageConfig):
+    """Downloads for cheap hours without a GPU: bases into the hub's cache, data into data_raw/."""
+
+    name: ClassVar[str] = "fetch"
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where from. The Hugging Face mirror is set by HF_ENDPOINT."""
+    bases: list[str] = ["Qwen/Qwen3-4B-Instruct-2507"]
+    """Hub ids of base models."""
+    datasets: list[str] = []
+    """Keys of configs/datasets.yaml."""
+    raw_dir: ProjectPath = "data_raw"
+    """Data goes to raw_dir/<key>/, with a SOURCE.json beside the files."""
+    catalogue: ProjectPath = "configs/datasets.yaml"
+    """The list of known sets."""
+    retries: int = Field(5, ge=0)
+    """Attempts after a failed download, with a growing pause; what is complete is not downloaded again."""
+
+
+# ------------------------------------------------------------------ training
+
+
+class TrainSft(Training):
+    """Supervised fine-tuning: conversations in, adapter out."""
+
+    name: ClassVar[str] = "train_sft"
+    stage: Literal["sft"] = "sft"
+    """Marks the file as a config of train_sft (export_lora reads it)."""
+    output_dir: ProjectPath = "outputs/sft"
+    """The run: adapter, checkpoints, metrics, manifest."""
+    data: TrainData = TrainData(train_files=["data_proc/sft_train.jsonl"], val_files=["data_proc/sft_val.jsonl"])
+    """Conversations."""
+    loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    """Which turns are learned; the end-of-turn token always belongs to the answer."""
+    trainer: SftTrainer = SftTrainer()
+    """Optimisation."""
+    export: Export = Export()
+    """What export_lora makes of this run."""
+
+
+class TrainOrpo(PreferenceTraining):
+    """ORPO (Hong et al. 2024): likelihood of the chosen answer plus an odds-ratio term, no reference model."""
+
+    name: ClassVar[str] = "train_orpo"
+    stage: Literal["orpo"] = "orpo"
+    """Marks the file as a config of train_orpo."""
+    output_dir: ProjectPath = "outputs/align"
+    """The run: adapter, checkpoints, metrics, manifest."""
+    data: TrainData = TrainData(train_files=["data_proc/pref_train.jsonl"], val_files=["data_proc/pref_val.jsonl"])
+    """Preference pairs."""
+    beta: float = Field(0.2, gt=0)
+    """Weight of the odds-ratio term (lambda in the paper)."""
+    length_penalty: float = Field(0.02, ge=0)
+    """Takes this x (len chosen - len rejected) / max(len) off the log odds ratio: a light hand against long answers."""
+    nll_on: Literal["response", "all"] = "response"
+    """Tokens of the likelihood term: the chosen answer, or prompt and answer as in TRL."""
+    trainer: Trainer = Trainer(learning_rate=8e-5)
+    """Optimisation."""
+    prefer_chinese_ratio: float | None = Field(0.7, ge=0, le=1)
+    """Draw the pairs to this share of Chinese ones (by their prompt); null uses all pairs as they are."""
+    export: Export = Export(output_dir="outputs/adapters/align")
+    """What export_lora makes of this run."""
+
+
+class TrainDpo(PreferenceTraining):
+    """DPO (Rafailov et al. 2023), with the SFT adapter as the reference."""
+
+    name: ClassVar[str] = "train_dpo"
+    stage: Literal["dpo"] = "dpo"
+    """Marks the file as a config of train_dpo."""
+    output_dir: ProjectPath = "outputs/align_dpo"
+    """The run: adapter, checkpoints, metrics, manifest."""
+    data: TrainData = TrainData(train_files=["data_proc/pref_train.jsonl"], val_files=["data_proc/pref_val.jsonl"])
+    """Preference pairs."""
+    beta: float = Field(0.2, gt=0)
+    """How strongly the policy is held to the reference."""
+    reference_free: bool = False
+    """Use a uniform reference: no reference pass, no anchor to the SFT model."""
+    trainer: Trainer = Trainer(learning_rate=5e-5)
+    """Optimisation."""
+    export: Export = Export(output_dir="outputs/adapters/align_dpo")
+    """What export_lora makes of this run."""
+
+
+# ------------------------------------------------------------------ evaluation, comparison, report
+
+
+class EvalHarness(StageConfig):
+    """The base first, then each adapter, on the same items."""
+
+    name: ClassVar[str] = "eval_harness"
+    hardware: str = "auto"
+    """A file of configs/hardware/; auto picks by the card found."""
+    output_dir: ProjectPath = "outputs/eval"
+    """results.json, samples of every task, manifest."""
+    peft_adapter: list[ProjectPath] = ["outputs/align"]
+    """Adapters to measure; all must stand on one base. A single path may be given without brackets."""
+
+    @field_validator("peft_adapter", mode="before")
+    @classmethod
+    def _one_or_many(cls, value):
+        return [value] if isinstance(value, str | Path) else value
+
+    include_base: bool = True
+    """Measure the bare base first."""
+    tasks: list[str] = ["cmmlu", "ceval-valid", "hellaswag", "winogrande", "gsm8k"]
+    """Names of lm-eval tasks, or of files in task_dir."""
+    task_dir: ProjectPath | None = None
+    """A directory of task YAMLs of your own, in lm-eval's format."""
+    data_dir: ProjectPath = "data_raw/eval"
+    """Local benchmark files, data_dir/<task>/...; they win over the hub."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples in the prompt; null is the task's own number."""
+    limit: int | None = Field(None, ge=1)
+    """Items per task at most; null is all."""
+    apply_chat_template: bool = True
+    """Put the items into the model's chat template."""
+    batch_size: int = Field(8, ge=1)
+    """Items per forward pass. [hardware]"""
+    sft_test: ProjectPath | None = "data_proc/sft_test.jsonl"
+    """Held-out conversations: loss per answer token."""
+    pref_test: ProjectPath | None = "data_proc/pref_test.jsonl"
+    """Held-out pairs: accuracy and margin of the answer log-probabilities."""
+    max_test_rows: int = Field(500, ge=1)
+    """Rows of each test file used."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Precision of the forward passes. [hardware]"""
+    quantization: Literal["run", "none", "nf4", "fp4"] = "run"
+    """run: as the adapter was trained."""
+    seed: int = 42
+    """Seed of few-shot draws."""
+
+
+class InferCompare(StageConfig):
+    """The same prompts and seeds through the base and any number of adapters."""
+
+    name: ClassVar[str] = "infer_compare"
+    hardware: str = "auto"
+    """A file of configs/hardware/; auto picks by the card found."""
+    output_dir: ProjectPath = "outputs/compare"
+    """answers.jsonl and the manifest."""
+    adapters: dict[str, ProjectPath] = {"SFT": "outputs/sft", "ORPO": "outputs/align", "DPO": "outputs/align_dpo"}
+    """Column name -> adapter."""
+    include_base: bool = True
+    """Show the bare base as the first column."""
+    prompts: ProjectPath = "configs/prompts.jsonl"
+    """JSONL of `Prompt` records, of {"prompt": "..."} rows, or a text file with a prompt a line. An `answer` beside
+    the prompt is the expected one: exact matches are counted."""
+    generation: Generation = Generation()
+    """How answers are sampled."""
+    chat: Generation = Generation(max_new_tokens=256, temperature=0.9)
+    """The same for --chat."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Precision of the forward passes. [hardware]"""
+    quantization: Literal["run", "none", "nf4", "fp4"] = "run"
+    """run: as the adapter was trained."""
+
+
+class Report(StageConfig):
+    """One HTML and one Markdown file from the manifests on disk."""
+
+    name: ClassVar[str] = "report"
+    runs: list[ProjectPath] = ["outputs/eval", "outputs/compare", "outputs/align", "outputs/align_dpo"]
+    """Leaf runs; their parents are followed through the manifests. Those that are not there are named as missing."""
+    output_dir: ProjectPath = "outputs/report"
+    """report.html and report.md."""
+    outputs_dir: ProjectPath = "outputs"
+    """Searched by --runs."""
+
+
+class MakeDemo(StageConfig):
+    """The embedded default: a tiny Chinese base and a raw corpus of the project's own making."""
+
+    name: ClassVar[str] = "make_demo"
+    output_dir: ProjectPath = "outputs/demo"
+    """Everything of the demo goes under here."""
+    seed: int = 42
+    """Seed of corpus, tokenizer and base."""
+    base_steps: int = Field(300, ge=1)
+    """Optimiser steps of the base's own short pre-training."""
+    base_batch_size: int = Field(16, ge=1)
+    """Sequences per pre-training step."""
+
+
+STAGES: dict[str, type[StageConfig]] = {
+    cls.name: cls
+    for cls in (PrepareData, Fetch, TrainSft, TrainOrpo, TrainDpo, EvalHarness, InferCompare, Report, MakeDemo)
+}
+TRAINING_STAGES: dict[str, type[Training]] = {"sft": TrainSft, "orpo": TrainOrpo, "dpo": TrainDpo}
+
