@@ -1,0 +1,138 @@
+"""What happens around the trainer's steps: metrics, checkpoints by the clock, complete checkpoints, clean stops."""
+
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from posttrain import model as models
+from posttrain.errors import CheckFailed
+from posttrain.runs import main_process, write_json
+
+COMPLETE = "complete.json"  # written into a checkpoint when everything else is there
+
+
+class Metrics(TrainerCallback):
+    """metrics.jsonl: a line per logging step and per validation, whatever else tracks the run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.since, self.tokens = time.time(), 0
+
+    def on_train_begin(self, args, state, control, **_):
+        """A resumed run repeats the steps after its checkpoint: their old lines go."""
+        if main_process() and self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(f"{line}\n" for line in lines))
+        self.since = time.time()
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if not main_process() or not logs or "train_runtime" in logs:
+            return
+        line = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}
+        line |= {k: round(v, 6) if isinstance(v, float) else v for k, v in logs.items() if k != "epoch"}
+        if "num_tokens" in logs and "loss" in logs:
+            now = time.time()
+            line["tokens_per_second"] = round((logs["num_tokens"] - self.tokens) / max(now - self.since, 1e-9), 1)
+            self.since, self.tokens = now, logs["num_tokens"]
+        line |= peak_memory()
+        with open(self.path, "a") as out:
+            out.write(json.dumps(line) + "\n")
+
+
+class Checkpoints(TrainerCallback):
+    """Saves by the clock, and marks a checkpoint as complete only when it is."""
+
+    def __init__(self, minutes: float, model):
+        self.minutes, self.model, self.last = minutes, model, time.time()
+
+    def on_step_end(self, args, state, control, **_):
+        # A save by the clock is for resuming only: it is not evaluated, so timing never decides which one is best.
+        if time.time() - self.last > 60 * self.minutes:
+            control.should_save = True
+
+    def on_evaluate(self, args, state, control, **_):
+        models.release_4bit(self.model)
+
+    def on_save(self, args, state, control, **_):
+        self.last = time.time()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if main_process() and folder.is_dir():
+            sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.name != COMPLETE}
+            write_json(folder / COMPLETE, {"step": state.global_step, "files": sizes})
+
+
+class CleanStop(TrainerCallback):
+    """Ctrl-C and SIGTERM end the run at the next step with a checkpoint; a second one ends it at once."""
+
+    def __init__(self):
+        self.asked = False
+
+    def on_train_begin(self, args, state, control, **_):
+        def ask(signum, frame):
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+            print("\nstopping: the current step is finished and saved first (again to stop at once)", flush=True)
+
+        self.previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_step_end(self, args, state, control, **_):
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+class StopOnNan(TrainerCallback):
+    """A loss or gradient that is not a number ends the run (4) before it is written into a checkpoint."""
+
+    def on_log(self, args, state, control, logs=None, **_):
+        bad = {k: v for k, v in (logs or {}).items() if k in ("loss", "eval_loss", "grad_norm") and not math.isfinite(v)}
+        if bad:
+            raise CheckFailed(
+                f"step {state.global_step}: {', '.join(f'{k} is {v}' for k, v in bad.items())}; the checkpoints before it "
+                "are kept\n  usual causes: fp16 (set trainer.precision=bf16 or fp32), a learning rate too high"
+            )
+
+
+def peak_memory() -> dict[str, float]:
+    """Peak GiB so far: of the process, and of the card as the allocator counts it."""
+    peak = {"rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+    if torch.cuda.is_available():
+        peak["allocated_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        peak["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
+    return peak
+
+
+def newest_complete(output_dir: Path) -> Path | None:
+    """The newest checkpoint that was written to its end. Newer ones that were not are removed, and said."""
+    found = sorted((int(p.name.rpartition("-")[2]), p) for p in output_dir.glob("checkpoint-*") if p.is_dir())
+    for _, folder in reversed(found):
+        if is_complete(folder):
+            return folder
+        if main_process():
+            print(f"{folder.name}: not written to its end, left out", flush=True)
+            shutil.rmtree(folder)
+    return None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file named in the checkpoint's mark is there with its size, optimiser state included."""
+    try:
+        files = json.loads((folder / COMPLETE).read_text())["files"]
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return False
+    state = {"optimizer.pt", "scheduler.pt", "trainer_state.json"}
+    return state <= set(files) and all(
+        (folder / name).is_file() and os.path.getsize(folder / name) == size for name, size in files.items()
+    )

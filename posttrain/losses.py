@@ -1,0 +1,128 @@
+"""
+Losses over token log-probabilities that never hold batch x length x vocabulary.
+
+With Qwen's vocabulary of 151,936 one row of 2,048 tokens has 1.2 GB of float32 logits, and a plain loss keeps several
+copies. Here the head is applied to the positions that are scored, a chunk at a time, and again in the backward pass.
+"""
+
+import types
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posttrain.chat import IGNORED
+from posttrain.errors import UserFault
+
+CHUNK_BYTES = 128 * 2**20  # float32 logits alive at a time; larger was not faster on a CPU, smaller was slower
+
+
+class _ChunkedLogps(torch.autograd.Function):
+    """log softmax(hidden @ weight.T)[label] per row, with the logits recomputed in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
+        logps, logsumexps = [], []
+        for rows, targets in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+            logits = (rows @ weight.T).float()
+            logsumexp = logits.logsumexp(-1)
+            logps.append(logits.gather(1, targets[:, None])[:, 0] - logsumexp)
+            logsumexps.append(logsumexp)
+        ctx.save_for_backward(hidden, weight, labels, torch.cat(logsumexps))
+        ctx.chunk = chunk
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        hidden, weight, labels, logsumexps = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(labels), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            # d logp / d logits = onehot(label) - softmax
+            slope = (hidden[part] @ weight.T).float().sub_(logsumexps[part, None]).exp_().mul_(-grad[part, None])
+            slope.scatter_add_(1, labels[part, None], grad[part, None].float())
+            slope = slope.to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = (slope @ weight).to(hidden.dtype)
+            if grad_weight is not None:
+                grad_weight += (slope.T @ hidden[part].to(weight.dtype)).float()
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+
+
+def token_logps(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
+    """Log-probability of each label.
+
+    hidden: (batch, length, width), the last hidden state at the position that predicts the label.
+    weight: (vocabulary, width) of the output head.
+    labels: (batch, length), IGNORED where nothing is scored.
+    Returns (batch, length) float32, 0 where the label is IGNORED.
+    """
+    scored = labels != IGNORED
+    out = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
+    chunk = chunk or max(16, CHUNK_BYTES // (4 * weight.shape[0]))
+    rows = hidden[scored]
+    if torch.is_autocast_enabled(rows.device.type):
+        rows = rows.to(torch.get_autocast_dtype(rows.device.type))
+    return out.masked_scatter(scored, _ChunkedLogps.apply(rows.to(weight.dtype), weight, labels[scored], chunk))
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The bare causal LM inside DDP and PEFT wrappers."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _logps_forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **_: Any) -> dict[str, Tensor]:
+    """A causal LM's forward that returns log-probabilities of the labels instead of logits."""
+    hidden = self.get_decoder()(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+    return {"logps": token_logps(hidden[:, :-1], self.get_output_embeddings().weight, labels[:, 1:])}
+
+
+def return_logps(model: nn.Module) -> None:
+    """Make model(input_ids, attention_mask, labels) return {"logps": (batch, length - 1)}.
+
+    It replaces the inner forward, so that wrappers (DDP's gradient hooks, FSDP's gathering) still see a forward pass.
+    """
+    inner = causal_lm(model)
+    head = inner.get_output_embeddings()
+    if hasattr(head, "lora_A"):
+        raise UserFault("lora.target_modules: an adapter on lm_head is not supported; the losses read its weight directly")
+    inner.forward = types.MethodType(_logps_forward, inner)
+
+
+# ------------------------------------------------------------------ preference losses
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x < 0, in the form that keeps precision (Maechler 2012, Rmpfr note, eq. 7)."""
+    near_zero = x > -0.6931472
+    safe = torch.where(near_zero, x, torch.full_like(x, -1.0))
+    return torch.where(near_zero, (-torch.expm1(safe)).log(), torch.log1p(-torch.where(near_zero, -1.0, x).exp()))
+
+
+def orpo_odds_loss(chosen: Tensor, rejected: Tensor, chosen_len: Tensor, rejected_len: Tensor,
+                   length_penalty: float = 0.0) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """-log sigmoid of the log odds ratio (Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7), and the log odds ratio.
+
+    chosen, rejected: (pairs,) mean log-probability per answer token; *_len: (pairs,) answer lengths in tokens.
+
+    With a penalty, length_penalty * (chosen_len - rejected_len) / max(both) is added inside the sigmoid: the part of a
+    preference that length alone explains is taken as given, so it is not learned. The sign is R-DPO's (Park et al.
+    2024, arXiv 2403.19159): the implicit reward of a length-regularised optimum is log-ratio + alpha * length.
+    Normalising by the longer answer keeps the term in [-penalty, penalty].
+    """
+    log_odds = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
+    by_length = (chosen_len - rejected_len) / torch.maximum(chosen_len, rejected_len)
+    return -F.logsigmoid(log_odds + length_penalty * by_length), log_odds
+
+
+def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor,
+             beta: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). All (pairs,): summed answer log-probabilities of policy and
+    reference (zeros for a uniform reference). Returns (losses, chosen rewards, rejected rewards)."""
+    chosen_reward, rejected_reward = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+    return -F.logsigmoid(chosen_reward - rejected_reward), chosen_reward, rejected_reward

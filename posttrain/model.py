@@ -1,0 +1,286 @@
+"""Tokenizer, base model, quantisation, adapter: found, loaded and identified in one place."""
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from posttrain import blocks, chat, runs
+from posttrain.config import in_project, shown
+from posttrain.errors import UserFault
+
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # only safetensors weights are ever loaded
+
+
+# ------------------------------------------------------------------ finding the base
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on disk: the name it was asked by, where it lies, and the fingerprint of its weights."""
+
+    id: str
+    path: Path
+    fingerprint: str
+
+    def facts(self) -> dict[str, str]:
+        """As it stands in a manifest."""
+        return {"id": self.id, "path": shown(self.path), "fingerprint": self.fingerprint}
+
+
+def missing_files(directory: Path) -> list[str]:
+    """What a model directory lacks to be loaded: config, tokenizer, weights (every shard of the index)."""
+    missing = [] if (directory / "config.json").is_file() else ["config.json"]
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        missing.append("tokenizer.json")
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing += sorted(shard for shard in shards if not (directory / shard).is_file())
+    elif not list(directory.glob("*.safetensors")):
+        missing.append("model.safetensors")
+    return missing
+
+
+def on_disk(name: str, model: blocks.Model) -> tuple[Path | None, str]:
+    """(directory, "") of a base that is complete on disk, or (None, why not). Asks no network."""
+    local = in_project(Path(name))
+    if local.is_dir():
+        lacking = missing_files(local)
+        return (local, "") if not lacking else (None, f"{name}: the directory lacks {', '.join(lacking)}")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return None, f"{name}: no such directory, and not a hub id (organisation/name)"
+    try:
+        if model.hub == "modelscope":
+            from modelscope import snapshot_download as modelscope_download
+
+            found = Path(modelscope_download(name, revision=model.revision, local_files_only=True))
+        else:
+            found = Path(snapshot_download(name, revision=model.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError, FileNotFoundError):
+        return None, f"{name}: not in the {model.hub} cache"
+    lacking = missing_files(found)
+    return (found, "") if not lacking else (None, f"{name}: its download is not complete (lacks {', '.join(lacking)})")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a base that is not on disk could be on the hub."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~", "outputs/"))
+
+
+def find_base(model: blocks.Model) -> tuple[Path | None, str, list[str]]:
+    """(directory, name, notes) of the first of base and fallbacks that is on disk. No network, nothing downloaded.
+
+    A base given as a directory has no fallback: a wrong path must not end in another model.
+    """
+    notes = []
+    candidates = [model.base, *model.fallback] if is_hub_id(model.base) else [model.base]
+    for name in candidates:
+        found, why = on_disk(name, model)
+        if found:
+            return found, name, notes
+        notes.append(why)
+    return None, model.base, notes
+
+
+def resolve_base(model: blocks.Model) -> Base:
+    """The first of base and fallbacks that can be had, downloading it if need be. UserFault if none can."""
+    notes = []
+    for name in [model.base, *model.fallback] if is_hub_id(model.base) else [model.base]:
+        found, why = on_disk(name, model)
+        if found is None and is_hub_id(name) and not constants.HF_HUB_OFFLINE:
+            found, why = _download(name, model)
+        if found:
+            for note in notes:
+                print(f"base: {note}; going on to {name}", flush=True)
+            return Base(name, found, runs.fingerprint(found))
+        notes.append(why)
+    raise UserFault(base_fault(notes))
+
+
+def base_fault(notes: list[str]) -> str:
+    """The message for a base that cannot be had."""
+    tried = "\n".join(f"    {note}" for note in notes)
+    offline = " (HF_HUB_OFFLINE=1: nothing is downloaded)" if constants.HF_HUB_OFFLINE else ""
+    return (f"model.base: no base model could be had{offline}. Tried:\n{tried}\n"
+            "    choose: a directory with the model, --set model.base=<directory>; or download it first with "
+            "`python -m scripts.fetch --config configs/fetch.yaml`")  # fmt: skip
+
+
+def _download(name: str, model: blocks.Model) -> tuple[Path | None, str]:
+    try:
+        if model.hub == "modelscope":
+            from modelscope import snapshot_download as modelscope_download
+
+            return Path(modelscope_download(name, revision=model.revision, allow_patterns=FILES)), ""
+        return Path(snapshot_download(name, revision=model.revision, allow_patterns=FILES)), ""
+    except GatedRepoError:
+        return None, f"{name}: gated; accept its terms on the hub and run `hf auth login`"
+    except RepositoryNotFoundError:
+        return None, f"{name}: not on {model.hub}"
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        return None, f"{name}: download from {endpoint} failed ({type(error).__name__})"
+
+
+# ------------------------------------------------------------------ device, precision, attention
+
+
+def device() -> torch.device:
+    """The card of this process, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of the frozen weights and of autocast. auto: bf16 where the card computes in it, else fp16; CPU fp32."""
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if precision != "auto":
+        return named[precision]
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def attention(asked: str) -> str:
+    """auto: flash attention 2 where the package is there and the card is Ampere or newer, else PyTorch's sdpa."""
+    if asked != "auto":
+        return asked
+    able = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+    return "flash_attention_2" if able and find_spec("flash_attn") else "sdpa"
+
+
+# ------------------------------------------------------------------ loading
+
+
+def load_tokenizer(path: Path, chat_template: str = "auto", trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a base or of a run, with the training template locked in and a padding token set."""
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    template = chat.choose_template(tokenizer, chat_template)
+    chat.lock_template(tokenizer, template)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = "<|endoftext|>" if "<|endoftext|>" in tokenizer.get_vocab() else tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_base(path: Path, precision: str = "auto", quantization: str = "none", double_quant: bool = True,
+              attn_implementation: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:  # fmt: skip
+    """The frozen base on this process's device, in eval mode. 4-bit by bitsandbytes where asked."""
+    dtype, where = dtype_of(precision), device()
+    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention(attn_implementation)}
+    if quantization != "none":
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_use_double_quant=double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )  # fmt: skip
+    if where.type == "cuda" or quantization != "none":
+        arguments["device_map"] = {"": where}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=True, trust_remote_code=trust_remote_code, **arguments
+        )
+    except (OSError, ValueError) as error:
+        raise UserFault(f"model.base: {shown(path)} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if getattr(model.config, "final_logit_softcapping", None):
+        raise UserFault(f"model.base: {shown(path)} caps its logits (final_logit_softcapping), which the chunked losses "
+                        "here do not; choose a Qwen, Llama, Mistral or InternLM base")  # fmt: skip
+    return model.eval()
+
+
+def new_adapter(model: PreTrainedModel, lora: blocks.Lora):
+    """A fresh LoRA adapter on the base. UserFault if a target module is not in this architecture."""
+    from peft import LoraConfig, get_peft_model
+
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    unknown = [name for name in lora.target_modules if name not in linear]
+    if unknown:
+        raise UserFault(f"lora.target_modules: {', '.join(unknown)} not in {type(model).__name__}\n"
+                        f"  its linear layers: {', '.join(sorted(linear))}")  # fmt: skip
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias=lora.bias,
+                        target_modules=list(lora.target_modules), task_type="CAUSAL_LM")  # fmt: skip
+    return get_peft_model(model, config)
+
+
+def load_adapter(model: PreTrainedModel, adapter_dir: Path, trainable: bool = False):
+    """The adapter of a run on its base. UserFault if its shapes are of another base."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserFault(f"{shown(adapter_dir)}: the adapter does not fit this base ({str(error).splitlines()[0]})") from error
+
+
+def release_4bit(model: nn.Module) -> None:
+    """Undo what bitsandbytes 0.50 does to 4-bit weights on CPUs with AVX512-BF16 at the first forward without gradients:
+    it repacks them, and later gradients and merges read them wrongly (cosine 0.24 to the true gradient). Its
+    state_dict hook packs them back. Call after every evaluation or generation during training. No effect otherwise."""
+    if device().type == "cpu" and getattr(model, "is_loaded_in_4bit", False):
+        model.state_dict()
+
+
+# ------------------------------------------------------------------ adapters of runs
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What an adapter directory says of itself. `manifest` is None for an adapter that this project did not train."""
+
+    dir: Path
+    base_id: str
+    base_path: Path | None
+    base_fingerprint: str | None
+    quantization: str
+    double_quant: bool
+    template_sha: str | None
+    manifest: dict[str, Any] | None
+
+
+def adapter_facts(adapter_dir: Path) -> AdapterFacts:
+    """Read a run's manifest, or PEFT's own config for a foreign adapter. UserFault if it is neither."""
+    settings = runs.read_json(adapter_dir / "adapter_config.json")
+    if settings is None:
+        raise UserFault(f"{shown(adapter_dir)}: no adapter there (adapter_config.json is missing); run the training that "
+                        "makes it to its end, or name another directory")  # fmt: skip
+    manifest = runs.read_json(adapter_dir / "manifest.json")
+    if manifest is None:
+        if (adapter_dir / "status.json").is_file():
+            runs.read_manifest(adapter_dir, "adapter")  # raises: this run of ours is not finished
+        name = settings["base_model_name_or_path"]
+        local = on_disk(name, blocks.Model(base=name))[0]
+        return AdapterFacts(adapter_dir, name, local, None, "none", True, None, None)
+    base, quantization = manifest["base"], manifest["quantization"]
+    path = in_project(Path(base["path"]))
+    found = path if path.is_dir() else on_disk(base["id"], blocks.Model(base=base["id"]))[0]
+    return AdapterFacts(adapter_dir, base["id"], found, base["fingerprint"], quantization["type"],
+                        quantization["double_quant"], manifest["template"]["sha256"], manifest)  # fmt: skip
+
+
+def check_same_base(facts: list[AdapterFacts]) -> AdapterFacts:
+    """The first of several adapters, after making sure that all stand on one base that is on disk unchanged."""
+    first = facts[0]
+    for other in facts[1:]:
+        same = other.base_fingerprint == first.base_fingerprint if other.base_fingerprint and first.base_fingerprint \
+            else other.base_id == first.base_id  # fmt: skip
+        if not same:
+            raise UserFault(f"the adapters stand on different bases: {shown(first.dir)} on {first.base_id}, "
+                            f"{shown(other.dir)} on {other.base_id}; compare adapters of one base at a time")  # fmt: skip
+    if first.base_path is None:
+        raise UserFault(f"{shown(first.dir)}: its base {first.base_id} is not on disk; fetch it with `python -m "
+                        "scripts.fetch`")  # fmt: skip
+    if first.base_fingerprint and runs.fingerprint(first.base_path) != first.base_fingerprint:
+        raise UserFault(f"{shown(first.base_path)} is not the base that {shown(first.dir)} was trained on: other weights "
+                        f"under the same name\n  trained on {first.base_id}, fingerprint {first.base_fingerprint[:12]}, "
+                        f"found {runs.fingerprint(first.base_path)[:12]}")  # fmt: skip
+    return first

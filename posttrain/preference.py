@@ -1,0 +1,185 @@
+"""
+ORPO and DPO on pairs, over chunked log-probabilities.
+
+TRL 1.16 keeps ORPO only in its experimental part, with full logits and without a length option, and its DPO has no
+reference-free form, scores prompt positions too and leaves a second adapter behind; so both stand here, held to TRL's
+losses by tests/test_preference.py.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from posttrain import losses, model, runs
+from posttrain.blocks import PreferenceTraining
+from posttrain.chat import IGNORED
+from posttrain.stages import TrainDpo, TrainOrpo
+
+
+class PairCollator:
+    """Pairs to one batch of 2 x pairs rows, chosen first, padded on the right.
+
+    Gives input_ids, attention_mask, labels (2 x pairs, length), answer_mask (2 x pairs, length - 1) on the positions
+    that predict the answer, and for DPO ref_logps (2 x pairs,). `labels` cover the chosen prompts too if score_prompts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, score_prompts: bool):
+        self.pad, self.score_prompts = tokenizer.pad_token_id, score_prompts
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        sides = [(r["prompt_ids"], r["chosen_ids"], self.score_prompts) for r in rows]
+        sides += [(r["prompt_ids"], r["rejected_ids"], False) for r in rows]
+        width = max(len(prompt) + len(answer) for prompt, answer, _ in sides)
+        ids = torch.full((len(sides), width), self.pad)
+        labels = torch.full((len(sides), width), IGNORED)
+        answers = torch.zeros((len(sides), width), dtype=torch.bool)
+        for i, (prompt, answer, score_prompt) in enumerate(sides):
+            row, start, end = torch.tensor(prompt + answer), len(prompt), len(prompt) + len(answer)
+            ids[i, :end] = row
+            labels[i, 0 if score_prompt else start : end] = row[0 if score_prompt else start :]
+            answers[i, start:end] = True
+        lengths = torch.tensor([len(p) + len(a) for p, a, _ in sides])
+        mask = (torch.arange(width)[None] < lengths[:, None]).long()
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "answer_mask": answers[:, 1:]}
+        if "ref_chosen" in rows[0]:
+            batch["ref_logps"] = torch.tensor([r["ref_chosen"] for r in rows] + [r["ref_rejected"] for r in rows])
+        return batch
+
+
+def answer_sums(lm: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """(summed answer log-probability, answer tokens, log-probability per position) of each row of a batch."""
+    logps = lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])["logps"]
+    mask = batch["answer_mask"]
+    return (logps * mask).sum(1), mask.sum(1), logps
+
+
+class PreferenceTrainer(Trainer):
+    """transformers' Trainer with the ORPO or DPO loss.
+
+    Sums are divided by the pairs (and answer tokens) of the whole optimiser step, so that micro-batch x accumulation
+    and the number of processes do not change the loss.
+    """
+
+    def __init__(self, cfg: PreferenceTraining, **kwargs):
+        super().__init__(**kwargs)
+        self.cfg = cfg
+        self.model_accepts_loss_kwargs = True  # the loss is already divided by the step's items: do not divide again
+        self.sums: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
+        self.num_tokens = 0
+        losses.return_logps(self.model)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """(pairs, scored tokens of the chosen rows) of all micro-batches of a step, over all processes."""
+        pairs = sum(len(batch["labels"]) // 2 for batch in batch_samples)
+        tokens = sum((b["labels"][: len(b["labels"]) // 2, 1:] != IGNORED).sum() for b in batch_samples)
+        items = torch.tensor([pairs, int(tokens)], device=device, dtype=torch.float32)
+        return self.accelerator.reduce(items, "sum") if self.args.world_size > 1 else items
+
+    def compute_loss(self, lm, inputs, return_outputs=False, num_items_in_batch=None):
+        items = self._get_num_items_in_batch([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
+        sums, lengths, logps = answer_sums(lm, inputs)
+        (chosen, rejected), (chosen_len, rejected_len) = sums.chunk(2), lengths.chunk(2)
+        if isinstance(self.cfg, TrainOrpo):
+            loss, facts = self._orpo(inputs, items, logps, chosen, rejected, chosen_len, rejected_len)
+        else:
+            loss, facts = self._dpo(inputs, items, chosen, rejected)
+        self._note("train" if lm.training else "eval", facts, inputs)
+        return (loss * self.args.world_size, {}) if return_outputs else loss * self.args.world_size
+
+    def _orpo(self, inputs, items, logps, chosen, rejected, chosen_len, rejected_len):
+        mean_chosen, mean_rejected = chosen / chosen_len, rejected / rejected_len
+        odds_loss, log_odds = losses.orpo_odds_loss(
+            mean_chosen, mean_rejected, chosen_len, rejected_len, self.cfg.length_penalty
+        )
+        nll = -logps[: len(chosen)].sum() / items[1]
+        loss = nll + self.cfg.beta * odds_loss.sum() / items[0]
+        margin = self.cfg.beta * (mean_chosen - mean_rejected).detach()
+        return loss, {"rewards/margins": margin, "rewards/accuracies": (margin > 0).float(),
+                      "log_odds": log_odds.detach(), "nll_loss": (-mean_chosen).detach()}  # fmt: skip
+
+    def _dpo(self, inputs, items, chosen, rejected):
+        ref_chosen, ref_rejected = inputs["ref_logps"].chunk(2)
+        loss, chosen_reward, rejected_reward = losses.dpo_loss(chosen, rejected, ref_chosen, ref_rejected, self.cfg.beta)
+        margin = (chosen_reward - rejected_reward).detach()
+        return loss.sum() / items[0], {
+            "rewards/margins": margin, "rewards/accuracies": (margin > 0).float(),
+            "rewards/chosen": chosen_reward.detach(), "rewards/rejected": rejected_reward.detach(),
+        }  # fmt: skip
+
+    def prediction_step(self, lm, inputs, prediction_loss_only, ignore_keys=None):
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(lm, self._prepare_inputs(inputs)) / self.args.world_size
+        return loss.detach(), None, None
+
+    def _note(self, mode: str, facts: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
+        """Add the pairs of a micro-batch to the running means that the next log line shows."""
+        sums = self.sums[mode]
+        for key, values in {**facts, "pairs": torch.ones(len(inputs["labels"]) // 2)}.items():
+            sums[key] = sums.get(key, 0.0) + float(values.sum())
+        if mode == "train":
+            self.num_tokens += int(inputs["attention_mask"].sum())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode, prefix = ("eval", "eval_") if "eval_loss" in logs else ("train", "")
+        sums = self.sums[mode]
+        if sums.get("pairs") and "train_runtime" not in logs:
+            logs |= {prefix + k: round(v / sums["pairs"], 6) for k, v in sums.items() if k != "pairs"}
+            logs |= {"num_tokens": self.num_tokens} if mode == "train" else {}
+            self.sums[mode] = {}
+        super().log(logs, start_time)
+
+
+# ------------------------------------------------------------------ the reference of DPO
+
+
+def add_reference(cfg: TrainDpo, lm, tokenizer, rows: list[dict], batch_size: int, store: Path) -> None:
+    """Put ref_chosen and ref_rejected (summed answer log-probabilities of the SFT model) into every row.
+
+    Taken once, before the first step, when the policy still is the reference: one pass instead of one per epoch, and no
+    second set of weights. Kept in `store`, so that a resumed run has the very same reference. With reference_free: 0.
+    """
+    if cfg.reference_free:
+        for row in rows:
+            row["ref_chosen"] = row["ref_rejected"] = 0.0
+        return
+    content = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    stored = runs.read_json(store)
+    if stored is None or stored["content"] != content:
+        stored = {"content": content, "logps": _reference_logps(lm, tokenizer, rows, batch_size)}
+        if runs.main_process():
+            store.parent.mkdir(parents=True, exist_ok=True)
+            runs.write_json(store, stored)
+    for row, (chosen, rejected) in zip(rows, stored["logps"], strict=True):
+        row["ref_chosen"], row["ref_rejected"] = chosen, rejected
+
+
+@torch.no_grad()
+def _reference_logps(lm, tokenizer, rows: list[dict], batch_size: int) -> list[tuple[float, float]]:
+    from tqdm import tqdm
+
+    collate, where = PairCollator(tokenizer, False), model.device()
+    lm = lm.to(where) if not getattr(lm, "is_loaded_in_4bit", False) else lm
+    was_training = lm.training
+    lm.eval()
+    inner = losses.causal_lm(lm)
+    plain_forward = inner.forward
+    losses.return_logps(lm)
+    autocast = torch.autocast(where.type, inner.dtype, enabled=inner.dtype != torch.float32)
+    by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]["prompt_ids"]) - len(rows[i]["chosen_ids"]))
+    logps: list[Any] = [None] * len(rows)
+    for start in tqdm(range(0, len(rows), batch_size), "reference", disable=not runs.main_process()):
+        some = by_length[start : start + batch_size]
+        batch = {k: v.to(where) for k, v in collate([rows[i] for i in some]).items()}
+        with autocast:
+            chosen, rejected = answer_sums(lm, batch)[0].float().chunk(2)
+        for i, pair in zip(some, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True):
+            logps[i] = pair
+    inner.forward = plain_forward
+    lm.train(was_training)
+    model.release_4bit(lm)
+    return logps

@@ -1,0 +1,272 @@
+"""What the trainers share: rows and their fates, arguments for TRL and transformers, the run from start to manifest."""
+
+import dataclasses
+import shutil
+import sys
+import typing
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from posttrain import callbacks, chat, model, runs
+from posttrain.blocks import Training
+from posttrain.config import Loaded, in_project, shown
+from posttrain.errors import Interrupted, UserFault
+from posttrain.records import write_jsonl
+from posttrain.schedule import Schedule
+
+
+@dataclass
+class Start:
+    """Where a training run begins: its base, tokenizer, and the adapter that it continues, if any."""
+
+    base: model.Base
+    tokenizer: Any
+    template: chat.Template
+    loss_on: str | None
+    adapter_dir: Path | None
+    quantization: str
+    double_quant: bool
+
+
+def start_from_base(cfg: Training, loss_on: str | None = None) -> Start:
+    """Begin on the bare base: resolve it (downloading if need be) and lock its template."""
+    base = model.resolve_base(cfg.model)
+    return _start(cfg, base, loss_on, None, cfg.model.quantization, cfg.model.double_quant)
+
+
+def start_from_run(cfg: Training, sft_run: Path) -> Start:
+    """Begin on the adapter of an SFT run: its base, template and quantisation, all checked against its manifest."""
+    facts = model.check_same_base([model.adapter_facts(sft_run)])
+    if facts.manifest is None:
+        raise UserFault(f"sft_run: {shown(sft_run)} is an adapter without a manifest; train it here, or set sft_run=null")
+    base = model.Base(facts.base_id, facts.base_path, facts.base_fingerprint)
+    start = _start(cfg, base, None, sft_run, facts.quantization, facts.double_quant)
+    chat.check_golden(start.tokenizer, facts.manifest["template"]["golden"])
+    return start
+
+
+def _start(cfg, base, loss_on, adapter_dir, quantization, double_quant) -> Start:
+    source = adapter_dir or base.path
+    asked = "auto" if adapter_dir else cfg.model.chat_template
+    tokenizer = model.AutoTokenizer.from_pretrained(source, trust_remote_code=cfg.model.trust_remote_code)
+    template = chat.choose_template(tokenizer, asked)
+    tokenizer = model.load_tokenizer(source, asked, cfg.model.trust_remote_code)
+    if loss_on:
+        loss_on = chat.learnable(template, loss_on)
+    return Start(base, tokenizer, template, loss_on, adapter_dir, quantization, double_quant)
+
+
+def load_trainable(cfg: Training, start: Start):
+    """Base and adapter, ready to train. Adapter weights are float32 over a 16-bit base, bfloat16 over a 4-bit one
+    (QLoRA's recommendation, as TRL does)."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(cfg.trainer.seed)
+    base = model.load_base(
+        start.base.path, cfg.trainer.precision, start.quantization, start.double_quant,
+        cfg.model.attn_implementation, cfg.model.trust_remote_code,
+    )  # fmt: skip
+    if start.adapter_dir:
+        peft_model = model.load_adapter(base, start.adapter_dir, trainable=True)
+    else:
+        peft_model = model.new_adapter(base, cfg.lora)
+    if start.quantization != "none" and model.dtype_of(cfg.trainer.precision) == torch.bfloat16:
+        for parameter in peft_model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return peft_model
+
+
+# ------------------------------------------------------------------ arguments
+
+
+def arguments(cls: type[TrainingArguments], cfg: Training, schedule: Schedule, validates: bool, **more: Any):
+    """The trainer's own arguments from our config. `cls` is TRL's SFTConfig or transformers' TrainingArguments."""
+    import torch
+
+    trainer, dtype = cfg.trainer, model.dtype_of(cfg.trainer.precision)
+    on_card = torch.cuda.is_available()
+    values = dict(
+        output_dir=str(cfg.output_dir), seed=trainer.seed, data_seed=trainer.seed,
+        per_device_train_batch_size=schedule.micro_batch, per_device_eval_batch_size=trainer.per_device_eval_batch_size,
+        gradient_accumulation_steps=schedule.accumulation, learning_rate=trainer.learning_rate,
+        lr_scheduler_type=trainer.lr_scheduler_type, warmup_steps=trainer.warmup_ratio,
+        weight_decay=trainer.weight_decay, num_train_epochs=trainer.num_train_epochs, max_steps=trainer.max_steps,
+        max_grad_norm=trainer.max_grad_norm, optim=trainer.optim,
+        bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16 and on_card, use_cpu=not on_card,
+        gradient_checkpointing=trainer.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=trainer.logging_steps, logging_nan_inf_filter=False, save_steps=trainer.save_steps,
+        save_strategy="steps", eval_strategy="steps" if validates else "no", eval_steps=trainer.save_steps,
+        save_total_limit=trainer.save_total_limit, metric_for_best_model="eval_loss" if validates else None,
+        greater_is_better=False if validates else None, dataloader_num_workers=trainer.dataloader_num_workers,
+        report_to=[] if cfg.tracking == "none" else [cfg.tracking], remove_unused_columns=False,
+        ddp_find_unused_parameters=False if schedule.world > 1 else None, disable_tqdm=not sys.stderr.isatty(),
+    )  # fmt: skip
+    return cls(**{**values, **more, **check_extra(cls, trainer.extra)})
+
+
+def check_extra(cls: type, extra: dict[str, Any]) -> dict[str, Any]:
+    """`trainer.extra` against the field names and types of the trainer's own arguments class. All faults at once."""
+    from difflib import get_close_matches
+
+    from pydantic import TypeAdapter, ValidationError
+
+    hints, faults, checked = typing.get_type_hints(cls), [], {}
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for key, value in extra.items():
+        if key not in fields:
+            close = get_close_matches(key, fields, 1)
+            faults.append(f"trainer.extra.{key}: not a field of {cls.__name__}"
+                          + (f" -- did you mean '{close[0]}'?" if close else ""))  # fmt: skip
+            continue
+        try:
+            checked[key] = TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+        except ValidationError as error:
+            faults.append(f"trainer.extra.{key}: {error.errors()[0]['msg']} (got {value!r})")
+    if faults:
+        raise UserFault("\n".join(faults))
+    return checked
+
+
+# ------------------------------------------------------------------ the run
+
+
+@dataclass
+class Rows:
+    """Encoded training and validation rows with what became of every record."""
+
+    train: list[dict]
+    val: list[dict]
+    fates: Counter
+    dropped: list[dict[str, str]]
+    tokens: int
+    trained_tokens: int
+    notes: list[str]
+
+    def facts(self) -> dict[str, Any]:
+        """As they stand in a manifest."""
+        return {"train_rows": len(self.train), "val_rows": len(self.val), "fates": dict(self.fates),
+                "tokens": self.tokens, "trained_tokens": self.trained_tokens, "notes": self.notes}  # fmt: skip
+
+
+def require_rows(rows: Rows) -> None:
+    """UserFault if nothing is left to train on: saying what became of the records."""
+    if not rows.train:
+        fates = ", ".join(f"{reason} {count}" for reason, count in rows.fates.items()) or "the files are empty"
+        raise UserFault(f"no row is left to train on ({fates})\n  choose: a larger trainer.max_length, "
+                        "data.on_too_long=truncate_left_turns, or other data.train_files")  # fmt: skip
+
+
+def run_inputs(cfg: Training, start: Start) -> dict[str, Any]:
+    """The inputs that make a run what it is: data files, base, template, the adapter continued."""
+    inputs = {f"train:{shown(p)}": runs.describe_file(p) for p in cfg.data.train_files}
+    inputs |= {f"val:{shown(p)}": runs.describe_file(p) for p in cfg.data.val_files}
+    inputs["base"] = start.base.facts()
+    inputs["template"] = {"name": start.template.name, "sha256": chat.template_sha(start.template.text)}
+    if start.adapter_dir:
+        inputs["sft"] = runs.describe_file(start.adapter_dir / "adapter_model.safetensors")
+    return inputs
+
+
+def train(trainer, run: runs.Run, minutes: float) -> Path | None:
+    """Train, resuming from the newest complete checkpoint. Returns the checkpoint that becomes the adapter."""
+    stop = callbacks.CleanStop()
+    trainer.add_callback(callbacks.StopOnNan())
+    trainer.add_callback(callbacks.Metrics(run.dir / "metrics.jsonl"))
+    trainer.add_callback(callbacks.Checkpoints(minutes, trainer.model))
+    trainer.add_callback(stop)
+    checkpoint = callbacks.newest_complete(run.dir)
+    if checkpoint and runs.main_process():
+        print(f"going on from {shown(checkpoint)}", flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(f"interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}, state saved; "
+                          "the same command goes on from there")  # fmt: skip
+    best = trainer.state.best_model_checkpoint
+    return Path(best) if best else callbacks.newest_complete(run.dir)
+
+
+def finish(cfg: Training, loaded: Loaded, run: runs.Run, trainer, start: Start, rows: Rows, schedule: Schedule,
+           inputs: dict[str, Any], checkpoint: Path, parents: dict[str, Path]) -> None:  # fmt: skip
+    """Put the adapter and its tokenizer at the root of the run, then the manifest."""
+    if not runs.main_process():
+        return
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        shutil.copy2(checkpoint / name, cfg.output_dir / name)
+    name_base(cfg.output_dir, start.base)
+    start.tokenizer.save_pretrained(str(cfg.output_dir))
+    write_jsonl(cfg.output_dir / "dropped.jsonl", rows.dropped)
+    state = trainer.state
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    evals = {entry["step"]: entry for entry in state.log_history if "eval_loss" in entry}
+    step = int(checkpoint.name.rpartition("-")[2])
+    results = {
+        "steps": state.global_step, "kept": "best" if state.best_model_checkpoint else "last", "kept_step": step,
+        "first_loss": losses[0] if losses else None, "last_loss": losses[-1] if losses else None,
+        "best_eval_loss": state.best_metric, "total_flos": state.total_flos,
+        **{k: v for k, v in evals.get(step, {}).items() if k.startswith("eval_rewards")},
+    }  # fmt: skip
+    run.finish(
+        "adapter", inputs, [cfg.output_dir / "adapter_model.safetensors", cfg.output_dir / "metrics.jsonl",
+                            cfg.output_dir / "dropped.jsonl"], parents, results,
+        base=start.base.facts(), template={"name": start.template.name, "injects": start.template.injects,
+        "sha256": chat.template_sha(start.template.text), "golden": chat.golden(start.tokenizer)},
+        quantization={"type": start.quantization, "double_quant": start.double_quant},
+        lora=cfg.lora.model_dump(), data=rows.facts(), schedule=schedule.facts(), seeds={"seed": cfg.trainer.seed},
+        peak_memory=callbacks.peak_memory(), precision=str(model.dtype_of(cfg.trainer.precision)),
+    )  # fmt: skip
+    kept = "the best by validation loss" if results["kept"] == "best" else "the last: there is no validation"
+    print(f"{cfg.name}: done, {state.global_step} steps. {shown(cfg.output_dir)} holds the adapter of step {step} ({kept})")
+
+
+def name_base(directory: Path, base: model.Base) -> None:
+    """Name the base in adapter_config.json as the user named it, not as the path of this machine's cache."""
+    settings = runs.read_json(directory / "adapter_config.json")
+    local = in_project(Path(base.id))
+    settings["base_model_name_or_path"] = str(local) if local.is_dir() else base.id
+    runs.write_json(directory / "adapter_config.json", settings)
+
+
+def data_parents(files: list[Path], kind: str) -> dict[str, Path]:
+    """The manifest of prepare_data beside the training files, if they come from there."""
+    manifests = {p.parent / f"{kind}_manifest.json" for p in files}
+    found = [m for m in manifests if m.is_file()]
+    return {"data": found[0]} if found else {}
+
+
+def read_both(cfg: Training, kind: str, read) -> tuple[list[dict], list[dict]]:
+    """Training and validation records of the files in the config. UserFault names the unusable rows of a file that has
+    too many of them; fewer are said and left out. `read` is data.sources.read_training_file."""
+    both = []
+    for files in (cfg.data.train_files, cfg.data.val_files):
+        records = []
+        for file in files:
+            some, counts, faults = read(file, kind, cfg.data.max_bad_rows)
+            records += some
+            if faults and runs.main_process():
+                print(f"{shown(file)}: {len(faults)} unusable rows left out, the first: {faults[0]}", flush=True)
+        both.append(records)
+    return both[0], both[1]
+
+
+def say(rows: Rows, schedule: Schedule, cfg: Training) -> None:
+    """What a run is about to do, in three lines."""
+    if runs.main_process():
+        fates = ", ".join(f"{reason} {count}" for reason, count in sorted(rows.fates.items()))
+        print(f"{cfg.name}: {fates}; {rows.tokens} tokens, {rows.trained_tokens} of them trained", flush=True)
+        for line in [*rows.notes, *schedule.lines("rows")]:
+            print(f"  {line}", flush=True)
+
+
+def arguments_class(kind: str) -> type[TrainingArguments]:
+    """The arguments class that `trainer.extra` is checked against: TRL's SFTConfig for SFT, else transformers' own."""
+    if kind != "sft":
+        return TrainingArguments
+    from trl import SFTConfig
+
+    return SFTConfig

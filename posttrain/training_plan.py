@@ -1,0 +1,152 @@
+"""The plan of a training stage: inputs, rows and their fates, steps, memory, one row as it is trained."""
+
+from pathlib import Path
+
+from posttrain import chat, model, rows, training
+from posttrain.config import ROOT, shown
+from posttrain.errors import PosttrainError
+from posttrain.forecast import memory
+from posttrain.plan import Plan
+from posttrain.runs import read_json
+from posttrain.schedule import Schedule, plan_steps
+
+
+def inputs(plan: Plan, kind: str) -> None:
+    """Base, SFT run and data files: there, pending, or in the way."""
+    cfg = plan.config
+    sft_run = getattr(cfg, "sft_run", None)
+    if sft_run:
+        if plan.need("SFT run", sft_run / "manifest.json", otherwise="Set sft_run to a finished run, or to null."):
+            _collect(plan, lambda: training.start_from_run(cfg, sft_run))
+    else:
+        found, name, notes = model.find_base(cfg.model)
+        if found:
+            plan.fact("inputs", f"base: {name} ({shown(found)})" + "".join(f"; {note}" for note in notes))
+            _collect(plan, lambda: model.load_tokenizer(found, cfg.model.chat_template, cfg.model.trust_remote_code))
+        elif model.is_hub_id(cfg.model.base) and not model.constants.HF_HUB_OFFLINE:
+            others = f", else {' or '.join(cfg.model.fallback)}" if cfg.model.fallback else ""
+            plan.download(f"base: {cfg.model.base}{others}, downloaded from {cfg.model.hub} at the start of the run "
+                          "(beforehand: python -m scripts.fetch)")  # fmt: skip
+        else:
+            plan.faults.append(model.base_fault(notes))
+    otherwise = "For files of your own set data.train_files=[...] and data.val_files=[] (a share is held out)."
+    for file in cfg.data.train_files:
+        plan.need("training data", file, otherwise=otherwise)
+    for file in cfg.data.val_files:
+        plan.need("validation data", file, otherwise="Without one set data.val_files=[] (data.val_share is held out).")
+    plan.make(cfg.output_dir, note="adapter, tokenizer, checkpoints, metrics.jsonl, manifest.json")
+
+
+def rows_and_schedule(plan: Plan, kind: str, read) -> None:
+    """What a real run would make of the data: with the tokenizer on disk by the very code that trains, else estimated.
+    `read` is data.sources.read_training_file."""
+    cfg = plan.config
+    if not all(file.is_file() for file in cfg.data.train_files + cfg.data.val_files):
+        plan.fact("data", "rows and steps are known once the data is there")
+        _memory(plan, kind, None)
+        return
+    try:
+        records = training.read_both(cfg, kind, read)
+        sft_run = getattr(cfg, "sft_run", None)
+        ready = (sft_run / "manifest.json").is_file() if sft_run else model.find_base(cfg.model)[0]
+        if not ready:
+            _estimated(plan, records[0])
+            _memory(plan, kind, None)
+            return
+        start = training.start_from_run(cfg, sft_run) if sft_run else training.start_from_base(
+            cfg, getattr(cfg, "loss_on", None))  # fmt: skip
+        encoded = (rows.sft_rows if kind == "sft" else rows.preference_rows)(cfg, start, *records)
+        _data(plan, kind, start, encoded)
+        training.require_rows(encoded)
+        schedule = plan_steps(cfg.trainer, len(encoded.train))
+        for line in schedule.lines("rows" if kind == "sft" else "pairs"):
+            plan.fact("schedule", line)
+        _memory(plan, kind, start, schedule)
+    except PosttrainError as error:
+        plan.faults.append(str(error))
+    if cfg.trainer.extra:
+        _collect(plan, lambda: training.check_extra(training.arguments_class(kind), cfg.trainer.extra))
+
+
+def _data(plan: Plan, kind: str, start: training.Start, encoded: training.Rows) -> None:
+    read = sum(encoded.fates.values())
+    plan.fact("data", f"{read} records: " + ", ".join(f"{reason} {n}" for reason, n in sorted(encoded.fates.items())))
+    plan.fact("data", f"{encoded.tokens} tokens, {encoded.trained_tokens} of them trained; {len(encoded.val)} rows validate")
+    for note in encoded.notes:
+        plan.fact("sampling", note)
+    injects = f"; it says unasked: {start.template.injects!r}" if start.template.injects else ""
+    plan.fact("example", f"template: {start.template.name}{injects}; trained tokens stand between 【 and 】")
+    if kind == "sft" and encoded.train:
+        row = encoded.train[0]
+        end = row["seq_lengths"][0] if "seq_lengths" in row else len(row["input_ids"])
+        text = chat.marked(start.tokenizer, row["input_ids"][:end], row["labels"][:end])
+        plan.facts["example"] += _shortened(text).splitlines()
+    elif encoded.train:
+        row = encoded.train[0]
+        for side in ("chosen", "rejected"):
+            ids = row["prompt_ids"] + row[f"{side}_ids"]
+            labels = [chat.IGNORED] * len(row["prompt_ids"]) + row[f"{side}_ids"]
+            plan.fact("example", f"-- {side} --")
+            plan.facts["example"] += _shortened(chat.marked(start.tokenizer, ids, labels)).splitlines()
+
+
+def _shortened(text: str, limit: int = 1200) -> str:
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n ... {len(text) - limit} characters ...\n{text[-limit // 2 :]}"
+
+
+def _estimated(plan: Plan, records: list[dict]) -> None:
+    """Without a tokenizer: about 0.7 tokens a Chinese character and 0.25 any other (Qwen2's vocabulary)."""
+    turns = [m["content"] for r in records for m in r.get("messages") or r["prompt"] + r["chosen"] + r["rejected"]]
+    chinese = sum("一" <= c <= "鿿" for turn in turns for c in turn)
+    tokens = int(0.7 * chinese + 0.25 * (sum(map(len, turns)) - chinese)) + 5 * len(turns)
+    plan.fact("data", f"{len(records)} records, about {tokens} tokens (an estimate: no tokenizer on disk yet)")
+    cfg = plan.config.trainer
+    count = max(1, tokens // cfg.max_length) if getattr(cfg, "packing", False) else len(records)
+    for line in plan_steps(cfg, count).lines("rows (estimated)"):
+        plan.fact("schedule", line)
+
+
+def _memory(plan: Plan, kind: str, start: training.Start | None, schedule: Schedule | None = None) -> None:
+    """The forecast against the card, and the disk that checkpoints take."""
+    cfg, loaded = plan.config, plan.loaded
+    arch = architecture(cfg, start)
+    if arch is None:
+        plan.fact("memory", "no forecast: the base has no config.json on disk and none in configs/models/")
+        return
+    vram = loaded.card.get("vram_gib") or None
+    forecast = memory.estimate(
+        arch, quantization=start.quantization if start else cfg.model.quantization,
+        double_quant=start.double_quant if start else cfg.model.double_quant, precision=cfg.trainer.precision,
+        lora_r=cfg.lora.r, target_modules=cfg.lora.target_modules, max_length=cfg.trainer.max_length,
+        micro_batch=cfg.trainer.per_device_train_batch_size, gradient_checkpointing=cfg.trainer.gradient_checkpointing,
+        packing=getattr(cfg.trainer, "packing", False), stage=cfg.stage, vram_gib=vram,
+    )  # fmt: skip
+    for line in forecast.lines():
+        plan.fact("memory", line)
+    if forecast.verdict == "NO":
+        plan.too_big.append(
+            f"memory: about {forecast.total:.1f} GiB are needed, {loaded.card['card']} has {vram:.1f}\n"
+            "    in this order: a smaller trainer.per_device_train_batch_size, trainer.gradient_checkpointing=true, a "
+            "shorter trainer.max_length, model.quantization=nf4, a smaller model.base"
+        )
+    checkpoints = (cfg.trainer.save_total_limit + 1) * int(3 * forecast.adapters * 2**30)
+    plan.make(cfg.output_dir, checkpoints, "checkpoints with optimiser state")
+
+
+def architecture(cfg, start: training.Start | None) -> dict | None:
+    """config.json of the base on disk, else the facts in configs/models/."""
+    if start:
+        return read_json(start.base.path / "config.json")
+    found, name, _ = model.find_base(cfg.model)
+    return read_json((found or Path("/nowhere")) / "config.json") or read_json(
+        ROOT / "configs/models" / f"{name.rpartition('/')[2]}.json")  # fmt: skip
+
+
+def _collect(plan: Plan, check) -> None:
+    """Run a check and add what it says to the plan's faults, so that all of them are told at once."""
+    try:
+        check()
+    except PosttrainError as error:
+        plan.faults.append(str(error))

@@ -1,0 +1,66 @@
+"""
+ORPO: preference pairs in, the SFT adapter aligned, without a reference model.
+
+    python -m scripts.train_orpo --config configs/orpo.yaml --dry-run
+    accelerate launch -m scripts.train_orpo --config configs/orpo.yaml
+"""
+
+import sys
+
+sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # `python scripts/X.py` works too
+
+from posttrain.cli import opened, run_stage  # noqa: E402
+from posttrain.config import Loaded  # noqa: E402
+from posttrain.plan import Plan  # noqa: E402
+from posttrain.runs import open_run  # noqa: E402
+from posttrain.stages import TrainOrpo  # noqa: E402
+
+
+def plan(plan: Plan) -> None:
+    """Inputs, pairs and their fates, the sampling plan, steps, memory, one pair as it is trained."""
+    from posttrain import training_plan
+    from posttrain.data import sources
+
+    training_plan.inputs(plan, "pref")
+    if plan.dry_run and not plan.faults:
+        training_plan.rows_and_schedule(plan, "pref", sources.read_training_file)
+
+
+def main(loaded: Loaded) -> None:
+    """Pairs, model, PreferenceTrainer, adapter."""
+    from transformers import TrainingArguments
+
+    from posttrain import rows as rows_of
+    from posttrain import training
+    from posttrain.data import sources
+    from posttrain.preference import PairCollator, PreferenceTrainer
+    from posttrain.schedule import plan_steps, world_size
+
+    cfg: TrainOrpo = loaded.config
+    start = training.start_from_run(cfg, cfg.sft_run) if cfg.sft_run else training.start_from_base(cfg)
+    inputs = training.run_inputs(cfg, start)
+    run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity={"processes": world_size()}))
+    records = training.read_both(cfg, "pref", sources.read_training_file)
+    rows = rows_of.preference_rows(cfg, start, *records)
+    training.require_rows(rows)
+    schedule = plan_steps(cfg.trainer, len(rows.train))
+    training.say(rows, schedule, cfg)
+
+    lm = training.load_trainable(cfg, start)
+
+    trainer = PreferenceTrainer(
+        cfg,
+        model=lm,
+        args=training.arguments(TrainingArguments, cfg, schedule, bool(rows.val)),
+        data_collator=PairCollator(start.tokenizer, score_prompts=cfg.nll_on == "all"),
+        train_dataset=rows.train,
+        eval_dataset=rows.val or None,
+        processing_class=start.tokenizer,
+    )
+    checkpoint = training.train(trainer, run, cfg.trainer.save_minutes)
+    parents = training.data_parents(cfg.data.train_files, "pref") | ({"sft": cfg.sft_run} if cfg.sft_run else {})
+    training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents)
+
+
+if __name__ == "__main__":
+    run_stage(TrainOrpo, plan, main, default_config="configs/orpo.yaml", description=__doc__)

@@ -1,0 +1,66 @@
+"""
+Supervised fine-tuning: conversations in, LoRA adapter out.
+
+    python -m scripts.train_sft --config configs/sft.yaml --dry-run
+    accelerate launch -m scripts.train_sft --config configs/sft.yaml
+    accelerate launch -m scripts.train_sft --set data.train_files=[my.jsonl] --set data.val_files=[]
+"""
+
+import sys
+
+sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # `python scripts/X.py` works too
+
+from posttrain.cli import opened, run_stage  # noqa: E402
+from posttrain.config import Loaded  # noqa: E402
+from posttrain.plan import Plan  # noqa: E402
+from posttrain.runs import open_run  # noqa: E402
+from posttrain.stages import TrainSft  # noqa: E402
+
+
+def plan(plan: Plan) -> None:
+    """Inputs, rows and their fates, steps, memory, one row with what is trained marked."""
+    from posttrain import training_plan
+    from posttrain.data import sources
+
+    training_plan.inputs(plan, "sft")
+    if plan.dry_run and not plan.faults:
+        training_plan.rows_and_schedule(plan, "sft", sources.read_training_file)
+
+
+def main(loaded: Loaded) -> None:
+    """Rows, model, TRL's SFTTrainer, adapter."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from posttrain import rows as rows_of
+    from posttrain import training
+    from posttrain.data import sources
+    from posttrain.schedule import plan_steps, world_size
+
+    cfg: TrainSft = loaded.config
+    start = training.start_from_base(cfg, cfg.loss_on)
+    inputs = training.run_inputs(cfg, start)
+    run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity={"processes": world_size()}))
+    records = training.read_both(cfg, "sft", sources.read_training_file)
+    rows = rows_of.sft_rows(cfg, start, *records)
+    training.require_rows(rows)
+    schedule = plan_steps(cfg.trainer, len(rows.train))
+    training.say(rows, schedule, cfg)
+
+    trainer = SFTTrainer(
+        model=training.load_trainable(cfg, start),
+        args=training.arguments(
+            SFTConfig, cfg, schedule, bool(rows.val), packing=cfg.trainer.packing, eval_packing=False,
+            max_length=cfg.trainer.max_length, dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=Dataset.from_list(rows.train),
+        eval_dataset=Dataset.from_list(rows.val) if rows.val else None,
+        processing_class=start.tokenizer,
+    )  # fmt: skip
+    checkpoint = training.train(trainer, run, cfg.trainer.save_minutes)
+    parents = training.data_parents(cfg.data.train_files, "sft")
+    training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents)
+
+
+if __name__ == "__main__":
+    run_stage(TrainSft, plan, main, default_config="configs/sft.yaml", description=__doc__)
