@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -20,18 +21,20 @@ COMPLETE = "complete.json"  # written into a checkpoint when everything else is 
 
 
 class Metrics(TrainerCallback):
-    """metrics.jsonl: a line per logging step and per validation, whatever else tracks the run."""
+    """metrics.jsonl and one printed line per logging step and per validation, whatever else tracks the run."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.since, self.tokens = time.time(), 0
+        self.began = self.since = time.time()
+        self.tokens, self.first_step = 0, 0
 
     def on_train_begin(self, args, state, control, **_):
         """A resumed run repeats the steps after its checkpoint: their old lines go."""
         if main_process() and self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
             self.path.write_text("".join(f"{line}\n" for line in lines))
-        self.since = time.time()
+        self.began = self.since = time.time()
+        self.first_step = state.global_step
 
     def on_log(self, args, state, control, logs=None, **_):
         if not main_process() or not logs or "train_runtime" in logs:
@@ -45,6 +48,22 @@ class Metrics(TrainerCallback):
         line |= peak_memory()
         with open(self.path, "a") as out:
             out.write(json.dumps(line) + "\n")
+        print(self._shown(line, state.max_steps), flush=True)
+
+    def _shown(self, line: dict, steps: int) -> str:
+        """A line for the terminal: where the run is, how it learns, how fast, how much memory, how long still."""
+        at = f"step {line['step']:>{len(str(steps))}}/{steps}"
+        prefix = "eval_" if "eval_loss" in line else ""
+        names = {"loss": "loss", "rewards/accuracies": "pref acc", "rewards/margins": "margin", "grad_norm": "grad"}
+        parts = [f"{'validation ' if prefix and name == 'loss' else ''}{text} {line[prefix + name]:.4g}"
+                 for name, text in names.items() if prefix + name in line]  # fmt: skip
+        if not prefix:
+            done = line["step"] - self.first_step
+            left = (time.time() - self.began) / max(done, 1) * (steps - line["step"])
+            memory = line.get("reserved_gib", line["rss_gib"])
+            parts += [f"lr {line.get('learning_rate', 0):.2e}", f"{line.get('tokens_per_second', 0):,.0f} tok/s",
+                      f"{memory:.1f} GiB", f"left {timedelta(seconds=round(left))}"]  # fmt: skip
+        return f"  {at}  " + "  ".join(parts)
 
 
 class Checkpoints(TrainerCallback):

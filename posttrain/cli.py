@@ -5,15 +5,17 @@ Exit codes: 0 done; 2 the user's to mend; 3 does not fit; 4 a check failed; 130 
 """
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import Loaded, load_config, shown
+from posttrain.config import Loaded, in_project, load_config, shown
 from posttrain.errors import Interrupted, PosttrainError
 from posttrain.plan import Plan
 from posttrain.runs import Run, main_process
@@ -50,10 +52,10 @@ def share_list(text: str) -> dict[str, float]:
     return shares
 
 
-def parser_for(cls: type[StageConfig], description: str, default_config: str,
+def parser_for(name: str, description: str, default_config: str,
                flags: dict[str, tuple[str, Callable]]) -> argparse.ArgumentParser:  # fmt: skip
     """The argument parser of a stage. `flags`: option -> (config key, type)."""
-    parser = argparse.ArgumentParser(prog=f"python -m scripts.{cls.name}", description=description,
+    parser = argparse.ArgumentParser(prog=f"python -m scripts.{name}", description=description,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--config", default=default_config, help=f"YAML of the stage (default: {default_config})")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set one config key; repeatable")
@@ -66,18 +68,25 @@ def parser_for(cls: type[StageConfig], description: str, default_config: str,
 
 def run_stage(cls: type[StageConfig], plan: Callable[[Plan], None], main: Callable[[Loaded], None], *,
               default_config: str, description: str | None = None, flags: dict[str, tuple[str, Callable]] = {},
-              argv: list[str] | None = None) -> None:  # fmt: skip
-    """Load the config, make the plan, and print it or do the work. Ends the process."""
-    parser = parser_for(cls, description or cls.__doc__, default_config, flags)
+              argv: list[str] | None = None, name: str | None = None,
+              choose: Callable[[Path], type[StageConfig]] | None = None) -> None:  # fmt: skip
+    """Load the config, make the plan, and print it or do the work. Ends the process.
+
+    A command that reads the YAMLs of several stages (export_lora) gives its own `name`, and `choose`, which takes the
+    class from the file; `cls` is then their common base.
+    """
+    name = name or cls.name
+    parser = parser_for(name, description or cls.__doc__, default_config, flags)
     args = parser.parse_args(argv)
     given = {key: getattr(args, key) for key, _ in flags.values() if getattr(args, key) is not None}
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(guarded(cls.name, lambda: _stage(cls, plan, main, args, given)))
+    _quiet()
+    sys.exit(guarded(name, lambda: _stage(name, choose or (lambda _: cls), plan, main, args, given)))
 
 
-def _stage(cls, plan, main, args, given) -> int:
-    loaded = load_config(cls, Path(args.config), args.set, given)
-    drawn = Plan(cls.name, loaded, args.dry_run)
+def _stage(name, choose, plan, main, args, given) -> int:
+    loaded = load_config(choose(in_project(Path(args.config))), Path(args.config), args.set, given)
+    drawn = Plan(name, loaded, args.dry_run)
     plan(drawn)
     if args.dry_run:
         print(drawn.render(), flush=True)
@@ -111,6 +120,18 @@ def guarded(stage: str, work: Callable[[], int]) -> int:
         if main_process() and code:
             print(f"  record: {shown(_open_run.status_path)}", file=sys.stderr, flush=True)
     return code
+
+
+def _quiet() -> None:
+    """Leave out what every run of these versions says and nobody can act on; real warnings stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported, hence here; a log needs no bars
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|torch")
+    # "No module named 'kernels'": bitsandbytes looks for optional CPU kernels on the hub
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # mtime on overlay file systems
 
 
 def _terminated(signum: int, frame: Any) -> None:

@@ -97,8 +97,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def parse_set(assignment: str) -> dict[str, Any]:
-    """`trainer.learning_rate=1e-4` -> {"trainer": {"learning_rate": 0.0001}}. The value is read as YAML."""
+class Whole(dict):
+    """A mapping given as one value on the command line: it replaces the one in the YAML instead of joining it."""
+
+
+def parse_set(assignment: str, blocks: set[str] = frozenset()) -> dict[str, Any]:
+    """`trainer.learning_rate=1e-4` -> {"trainer": {"learning_rate": 0.0001}}. The value is read as YAML.
+
+    `blocks` are the keys that hold keys of their own; a mapping given for any other key (a mix) is taken whole.
+    """
     key, equals, value = assignment.partition("=")
     if not equals or not key.strip():
         raise UserFault(f"--set {assignment}: expected key=value, e.g. --set trainer.learning_rate=1e-4")
@@ -106,6 +113,8 @@ def parse_set(assignment: str) -> dict[str, Any]:
         nested = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise UserFault(f"--set {assignment}: the value is not readable as YAML: {error}") from None
+    if isinstance(nested, dict) and key.strip() not in blocks:
+        nested = Whole(nested)
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested
@@ -115,7 +124,7 @@ def merge(low: dict, high: dict) -> dict:
     """`high` over `low`, block by block; a list is replaced whole."""
     merged = dict(low)
     for key, value in high.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        both = isinstance(value, dict) and not isinstance(value, Whole) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value
     return merged
 
@@ -194,10 +203,11 @@ def load_config(cls: type[Block], path: Path, sets: list[str] = (), flags: dict[
     """
     path = in_project(Path(path))
     layers = [(shown(path), read_yaml(path))]
+    blocks = {key.rpartition(".")[0] for key in schema_keys(cls)}
     for assignment in sets:
-        layers.append((f"--set {assignment.partition('=')[0]}", parse_set(assignment)))
+        layers.append((f"--set {assignment.partition('=')[0]}", parse_set(assignment, blocks)))
     for key, value in (flags or {}).items():
-        nested = value
+        nested = Whole(value) if isinstance(value, dict) else value
         for part in reversed(key.split(".")):
             nested = {part: nested}
         layers.append(("command line", nested))

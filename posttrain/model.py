@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from posttrain import blocks, chat, runs
+from posttrain import blocks, chat, hub, runs
 from posttrain.config import in_project, shown
 from posttrain.errors import UserFault
-
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # only safetensors weights are ever loaded
 
 
 # ------------------------------------------------------------------ finding the base
@@ -59,15 +55,9 @@ def on_disk(name: str, model: blocks.Model) -> tuple[Path | None, str]:
         return (local, "") if not lacking else (None, f"{name}: the directory lacks {', '.join(lacking)}")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         return None, f"{name}: no such directory, and not a hub id (organisation/name)"
-    try:
-        if model.hub == "modelscope":
-            from modelscope import snapshot_download as modelscope_download
-
-            found = Path(modelscope_download(name, revision=model.revision, local_files_only=True))
-        else:
-            found = Path(snapshot_download(name, revision=model.revision, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError, FileNotFoundError):
-        return None, f"{name}: not in the {model.hub} cache"
+    found = hub.find_cached_base(name, model.revision, model.hub)
+    if found is None:
+        return None, f"{name}: not in the {model.hub} cache, or not whole there"
     lacking = missing_files(found)
     return (found, "") if not lacking else (None, f"{name}: its download is not complete (lacks {', '.join(lacking)})")
 
@@ -97,7 +87,7 @@ def resolve_base(model: blocks.Model) -> Base:
     notes = []
     for name in [model.base, *model.fallback] if is_hub_id(model.base) else [model.base]:
         found, why = on_disk(name, model)
-        if found is None and is_hub_id(name) and not constants.HF_HUB_OFFLINE:
+        if found is None and is_hub_id(name) and not hub.offline():
             found, why = _download(name, model)
         if found:
             for note in notes:
@@ -110,7 +100,7 @@ def resolve_base(model: blocks.Model) -> Base:
 def base_fault(notes: list[str]) -> str:
     """The message for a base that cannot be had."""
     tried = "\n".join(f"    {note}" for note in notes)
-    offline = " (HF_HUB_OFFLINE=1: nothing is downloaded)" if constants.HF_HUB_OFFLINE else ""
+    offline = " (HF_HUB_OFFLINE=1: nothing is downloaded)" if hub.offline() else ""
     return (f"model.base: no base model could be had{offline}. Tried:\n{tried}\n"
             "    choose: a directory with the model, --set model.base=<directory>; or download it first with "
             "`python -m scripts.fetch --config configs/fetch.yaml`")  # fmt: skip
@@ -118,18 +108,9 @@ def base_fault(notes: list[str]) -> str:
 
 def _download(name: str, model: blocks.Model) -> tuple[Path | None, str]:
     try:
-        if model.hub == "modelscope":
-            from modelscope import snapshot_download as modelscope_download
-
-            return Path(modelscope_download(name, revision=model.revision, allow_patterns=FILES)), ""
-        return Path(snapshot_download(name, revision=model.revision, allow_patterns=FILES)), ""
-    except GatedRepoError:
-        return None, f"{name}: gated; accept its terms on the hub and run `hf auth login`"
-    except RepositoryNotFoundError:
-        return None, f"{name}: not on {model.hub}"
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        return None, f"{name}: download from {endpoint} failed ({type(error).__name__})"
+        return hub.download_base(name, model.revision, model.hub), ""
+    except UserFault as fault:
+        return None, str(fault)
 
 
 # ------------------------------------------------------------------ device, precision, attention

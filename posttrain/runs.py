@@ -184,16 +184,18 @@ class AlreadyDone(PosttrainError):
 
 
 def open_run(directory: Path, loaded: Loaded, inputs: dict[str, Any], prefix: str = "", rebuild: bool = False,
-             extra_identity: dict | None = None) -> Run:  # fmt: skip
+             extra_identity: dict | None = None, keys: str = "", ignore: tuple[str, ...] = ()) -> Run:  # fmt: skip
     """Decide what a start in `directory` means, and mark it as running.
 
     inputs: role -> {path, sha256, ...}; together with the config they are the identity of the run.
     rebuild: on changes build anew (prepare_data) instead of refusing (training).
+    ignore: config keys that begin so do not belong to this run (prepare_data: those of the other set).
+    keys: what stands before `output_dir` and `overwrite` on the command line (export_lora: "export.").
     Raises AlreadyDone if complete and unchanged; UserFault naming what changed, or a second process at work there.
     """
     cls = type(loaded.config)
     config = {k: v for k, v in leaves(loaded.config.model_dump(mode="json")).items()
-              if k not in NEUTRAL and not k.startswith("export.")}  # fmt: skip
+              if k not in NEUTRAL and not k.startswith(("export.", *ignore))}  # fmt: skip
     digests = {role: entry.get("sha256") or entry.get("fingerprint") for role, entry in inputs.items()}
     # Through JSON and back, so that a stored identity and a fresh one compare equal (tuples become lists).
     identity = json.loads(json.dumps({"config": config, "inputs": digests, **(extra_identity or {})}, default=str))
@@ -216,7 +218,7 @@ def open_run(directory: Path, loaded: Loaded, inputs: dict[str, Any], prefix: st
         what = "a finished run" if manifest else "an unfinished run"
         raise UserFault(
             f"{shown(directory)}: holds {what} of other content. What changed:\n{listed}\n"
-            f"  choose: --set output_dir=<another directory>, or --set overwrite=true (the old run is set aside)"
+            f"  choose: --set {keys}output_dir=<another directory>, or --set {keys}overwrite=true (the old run is set aside)"
         )
     if previous and changed and not rebuild:
         aside = directory.with_name(f"{directory.name}.{datetime.now(UTC):%Y%m%d-%H%M%S}")

@@ -24,7 +24,7 @@ class Rules(Block):
     """Bounds of the cleaning rules; datasets.yaml may set others for one source."""
 
     min_chars: int = Field(8, ge=0)
-    """Characters of the whole conversation (or pair) at least."""
+    """Characters of a conversation at least (of a pair: of its prompt and the longer answer)."""
     max_chars: int = Field(4096, ge=1)
     """Characters at most."""
     min_cn_ratio: float = Field(0.3, ge=0, le=1)
@@ -37,7 +37,8 @@ class Mix(Block):
     """Which sources, in what shares, and how many rows at most."""
 
     mix: dict[str, float] = {}
-    """Key of configs/datasets.yaml -> weight. Shares of the result where there is enough of each source."""
+    """Key of configs/datasets.yaml (or a directory of raw_dir) -> weight. Shares of the result where there is enough of
+    each source; what one lacks the others fill. A source of weight 0 is not even opened."""
     max_samples: int = Field(60_000, ge=1)
     """Rows over all splits at most."""
 
@@ -155,6 +156,14 @@ class TrainDpo(PreferenceTraining):
     """What export_lora makes of this run."""
 
 
+class ExportLora(Export, StageConfig):
+    """What export_lora does. It has no YAML of its own: made from a training config, its `export:` block and its run."""
+
+    name: ClassVar[str] = "export_lora"
+    run: ProjectPath
+    """The training run whose adapter is exported."""
+
+
 # ------------------------------------------------------------------ evaluation, comparison, report
 
 
@@ -166,7 +175,7 @@ class EvalHarness(StageConfig):
     """A file of configs/hardware/; auto picks by the card found."""
     output_dir: ProjectPath = "outputs/eval"
     """results.json, samples of every task, manifest."""
-    peft_adapter: list[ProjectPath] = ["outputs/align"]
+    peft_adapter: list[ProjectPath] = Field(["outputs/align"], min_length=1)
     """Adapters to measure; all must stand on one base. A single path may be given without brackets."""
 
     @field_validator("peft_adapter", mode="before")
@@ -196,6 +205,8 @@ class EvalHarness(StageConfig):
     """Held-out pairs: accuracy and margin of the answer log-probabilities."""
     max_test_rows: int = Field(500, ge=1)
     """Rows of each test file used."""
+    max_length: int | None = Field(None, ge=16)
+    """Tokens of the longest test row; longer ones are dropped and counted. null is what the adapters were trained with."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of the forward passes. [hardware]"""
     quantization: Literal["run", "none", "nf4", "fp4"] = "run"
@@ -212,8 +223,21 @@ class InferCompare(StageConfig):
     """A file of configs/hardware/; auto picks by the card found."""
     output_dir: ProjectPath = "outputs/compare"
     """answers.jsonl and the manifest."""
-    adapters: dict[str, ProjectPath] = {"SFT": "outputs/sft", "ORPO": "outputs/align", "DPO": "outputs/align_dpo"}
-    """Column name -> adapter."""
+    adapters: dict[str, ProjectPath] = Field(
+        {"SFT": "outputs/sft", "ORPO": "outputs/align", "DPO": "outputs/align_dpo"}, min_length=1
+    )
+    """Column name -> adapter. `--set adapters.DPO=null` leaves a column of the YAML out."""
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _without_null(cls, value):
+        if not isinstance(value, dict):
+            return value
+        unusable = [name for name in value if name == "base" or not name.strip() or "/" in name]
+        if unusable:
+            raise ValueError(f"a column cannot be called {unusable[0]!r} ('base' is the bare base; no '/')")
+        return {name: path for name, path in value.items() if path is not None}
+
     include_base: bool = True
     """Show the bare base as the first column."""
     prompts: ProjectPath = "configs/prompts.jsonl"
@@ -223,6 +247,8 @@ class InferCompare(StageConfig):
     """How answers are sampled."""
     chat: Generation = Generation(max_new_tokens=256, temperature=0.9)
     """The same for --chat."""
+    batch_size: int = Field(8, ge=1)
+    """Prompts per forward pass. [hardware]"""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of the forward passes. [hardware]"""
     quantization: Literal["run", "none", "nf4", "fp4"] = "run"
@@ -239,6 +265,14 @@ class Report(StageConfig):
     """report.html and report.md."""
     outputs_dir: ProjectPath = "outputs"
     """Searched by --runs."""
+    title: str = "后训练报告"
+    """Headline of the report."""
+    notes: list[str] = []
+    """Paragraphs under the headline: what this experiment can show, and what it cannot."""
+    captions: dict[str, str] = {}
+    """Words for the names of prompt groups and tasks, shown beside them."""
+    num_samples: int = Field(8, ge=0)
+    """Prompts of each group shown with all answers; the first ones of the file, not the best ones."""
 
 
 class MakeDemo(StageConfig):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainingArguments
 
 from posttrain import callbacks, chat, model, runs
 from posttrain.blocks import Training
@@ -30,6 +30,7 @@ class Start:
     adapter_dir: Path | None
     quantization: str
     double_quant: bool
+    lora: dict[str, Any]
 
 
 def start_from_base(cfg: Training, loss_on: str | None = None) -> Start:
@@ -57,7 +58,12 @@ def _start(cfg, base, loss_on, adapter_dir, quantization, double_quant) -> Start
     tokenizer = model.load_tokenizer(source, asked, cfg.model.trust_remote_code)
     if loss_on:
         loss_on = chat.learnable(template, loss_on)
-    return Start(base, tokenizer, template, loss_on, adapter_dir, quantization, double_quant)
+    lora = cfg.lora.model_dump()
+    if adapter_dir:
+        settings = runs.read_json(adapter_dir / "adapter_config.json")
+        lora = {"r": settings["r"], "alpha": settings["lora_alpha"], "dropout": settings["lora_dropout"],
+                "bias": settings["bias"], "target_modules": sorted(settings["target_modules"])}  # fmt: skip
+    return Start(base, tokenizer, template, loss_on, adapter_dir, quantization, double_quant, lora)
 
 
 def load_trainable(cfg: Training, start: Start):
@@ -105,6 +111,7 @@ def arguments(cls: type[TrainingArguments], cfg: Training, schedule: Schedule, v
         save_total_limit=trainer.save_total_limit, metric_for_best_model="eval_loss" if validates else None,
         greater_is_better=False if validates else None, dataloader_num_workers=trainer.dataloader_num_workers,
         report_to=[] if cfg.tracking == "none" else [cfg.tracking], remove_unused_columns=False,
+        restore_callback_states_from_checkpoint=trainer.early_stopping_patience > 0,
         ddp_find_unused_parameters=False if schedule.world > 1 else None, disable_tqdm=not sys.stderr.isatty(),
     )  # fmt: skip
     return cls(**{**values, **more, **check_extra(cls, trainer.extra)})
@@ -173,9 +180,16 @@ def run_inputs(cfg: Training, start: Start) -> dict[str, Any]:
     return inputs
 
 
-def train(trainer, run: runs.Run, minutes: float) -> Path | None:
+def train(trainer, run: runs.Run, minutes: float, patience: int) -> Path:
     """Train, resuming from the newest complete checkpoint. Returns the checkpoint that becomes the adapter."""
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
     stop = callbacks.CleanStop()
+    if patience and trainer.args.eval_strategy == "no":
+        raise UserFault("trainer.early_stopping_patience: there is no validation to judge by; set data.val_files or "
+                        "data.val_share, or 0 here")  # fmt: skip
+    if patience:
+        trainer.add_callback(EarlyStoppingCallback(patience))
     trainer.add_callback(callbacks.StopOnNan())
     trainer.add_callback(callbacks.Metrics(run.dir / "metrics.jsonl"))
     trainer.add_callback(callbacks.Checkpoints(minutes, trainer.model))
@@ -217,7 +231,7 @@ def finish(cfg: Training, loaded: Loaded, run: runs.Run, trainer, start: Start, 
         base=start.base.facts(), template={"name": start.template.name, "injects": start.template.injects,
         "sha256": chat.template_sha(start.template.text), "golden": chat.golden(start.tokenizer)},
         quantization={"type": start.quantization, "double_quant": start.double_quant},
-        lora=cfg.lora.model_dump(), data=rows.facts(), schedule=schedule.facts(), seeds={"seed": cfg.trainer.seed},
+        lora=start.lora, data=rows.facts(), schedule=schedule.facts(), seeds={"seed": cfg.trainer.seed},
         peak_memory=callbacks.peak_memory(), precision=str(model.dtype_of(cfg.trainer.precision)),
     )  # fmt: skip
     kept = "the best by validation loss" if results["kept"] == "best" else "the last: there is no validation"

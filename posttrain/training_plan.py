@@ -4,7 +4,7 @@ from pathlib import Path
 
 from posttrain import chat, model, rows, training
 from posttrain.config import ROOT, shown
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, UserFault
 from posttrain.forecast import memory
 from posttrain.plan import Plan
 from posttrain.runs import read_json
@@ -18,6 +18,7 @@ def inputs(plan: Plan, kind: str) -> None:
     if sft_run:
         if plan.need("SFT run", sft_run / "manifest.json", otherwise="Set sft_run to a finished run, or to null."):
             _collect(plan, lambda: training.start_from_run(cfg, sft_run))
+            _collect(plan, lambda: _same_base_as_asked(plan, sft_run))
     else:
         found, name, notes = model.find_base(cfg.model)
         if found:
@@ -35,6 +36,17 @@ def inputs(plan: Plan, kind: str) -> None:
     for file in cfg.data.val_files:
         plan.need("validation data", file, otherwise="Without one set data.val_files=[] (data.val_share is held out).")
     plan.make(cfg.output_dir, note="adapter, tokenizer, checkpoints, metrics.jsonl, manifest.json")
+
+
+def _same_base_as_asked(plan: Plan, sft_run: Path) -> None:
+    """A stage YAML that names a base of its own must name the one that the SFT adapter stands on."""
+    facts, asked = model.adapter_facts(sft_run), plan.config.model.base
+    origin = plan.loaded.origins.get("model.base", "configs/hardware/")
+    if not origin.startswith("configs/hardware/") and asked not in (facts.base_id, str(facts.base_path)):
+        raise UserFault(f"model.base: {asked} ({origin}), but {shown(sft_run)} is an adapter of {facts.base_id}; leave "
+                        "model.base out, or set sft_run to a run on that base")  # fmt: skip
+    plan.fact("inputs", f"base: {facts.base_id} ({shown(facts.base_path)}), from the SFT run, with its template, "
+                        f"quantisation ({facts.quantization}) and LoRA shape")  # fmt: skip
 
 
 def rows_and_schedule(plan: Plan, kind: str, read) -> None:
@@ -116,10 +128,11 @@ def _memory(plan: Plan, kind: str, start: training.Start | None, schedule: Sched
         plan.fact("memory", "no forecast: the base has no config.json on disk and none in configs/models/")
         return
     vram = loaded.card.get("vram_gib") or None
+    lora = start.lora if start else cfg.lora.model_dump()
     forecast = memory.estimate(
         arch, quantization=start.quantization if start else cfg.model.quantization,
         double_quant=start.double_quant if start else cfg.model.double_quant, precision=cfg.trainer.precision,
-        lora_r=cfg.lora.r, target_modules=cfg.lora.target_modules, max_length=cfg.trainer.max_length,
+        lora_r=lora["r"], target_modules=lora["target_modules"], max_length=cfg.trainer.max_length,
         micro_batch=cfg.trainer.per_device_train_batch_size, gradient_checkpointing=cfg.trainer.gradient_checkpointing,
         packing=getattr(cfg.trainer, "packing", False), stage=cfg.stage, vram_gib=vram,
     )  # fmt: skip

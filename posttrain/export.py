@@ -1,0 +1,319 @@
+"""
+What leaves a training run: its adapter, or the base with the adapter merged in. Either is reloaded from disk and held
+against the adapter-on model on real conversations before it counts as done.
+
+Bounds on a merged model: the mean absolute logit difference in standard deviations of the adapter-on logits (over the
+vocabulary), and the share of positions with the same most likely token. They go by the coarser of the run's and the
+export's precision. Measured on a random 25.6M Qwen3 (near ties everywhere, so a trained model does better): fp32
+1e-5 at most and 1.00, bf16 0.011 and 0.965, dequantised nf4 merged in bf16 0.014 and 0.97. An adapter merged into
+weights that it was not trained on (a 4-bit run into the unquantised base) is off by the quantisation error itself,
+0.28 and 0.56 there, so that its bound says little more than "the same model".
+"""
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.agreement import Agreement, agreement, kept_share, logits_of, table
+from posttrain.config import shown
+from posttrain.errors import CheckFailed, WontFit
+from posttrain.runs import sha256
+from posttrain.stages import ExportLora
+
+PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+BOUNDS = {"fp32": (1e-3, 0.99), "fp16": (0.02, 0.95), "bf16": (0.05, 0.90)}  # mean difference in deviations, top-1
+OTHER_WEIGHTS = (0.6, 0.5)
+KEPT = (0.5, 1.5)  # share of the adapter's change that merged weights must hold
+RECORD = ("status.json", "config.yaml")  # of the run that writes the export
+
+
+def check_adapter(run: Path, manifest: dict[str, Any]) -> None:
+    """Look at the adapter alone: CheckFailed if a weight is NaN or infinite, if it is zero and so does nothing, or if
+    it is not the file that the run wrote."""
+    import torch
+    from safetensors import safe_open
+
+    file = run / "adapter_model.safetensors"
+    with safe_open(file, "pt") as tensors:
+        names = list(tensors.keys())
+        broken = [name for name in names if not torch.isfinite(tensors.get_tensor(name)).all()]
+        # LoRA's update is B @ A, and B begins at zero.
+        acts = any(tensors.get_tensor(name).any() for name in names if ".lora_A." not in name)
+    if broken:
+        raise CheckFailed(f"{shown(file)}: {len(broken)} of {len(names)} tensors hold NaN or infinite values, first "
+                          f"{broken[0]}\n  train again with a lower trainer.learning_rate; an earlier checkpoint-N of "
+                          "the run may still be sound")  # fmt: skip
+    if not acts:
+        raise CheckFailed(f"{shown(file)}: the adapter does nothing (every B matrix is zero): merged weights would be "
+                          "the base's. Train it first")  # fmt: skip
+    written = [e["sha256"] for e in manifest["outputs"] if Path(e["path"]).name == file.name]
+    if written and sha256(file) not in written:
+        raise CheckFailed(f"{shown(file)}: not the file that the run wrote (another SHA-256 stands in its manifest); "
+                          "put the file back, or train again")  # fmt: skip
+
+
+# ------------------------------------------------------------------ measuring
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The trained model on the check rows: logits with the adapter on and off, what the adapter changes, and the
+    standard deviation of its logits over the vocabulary (the unit of the bounds)."""
+
+    on: list[Any]
+    off: list[Any]
+    effect: Agreement
+    spread: float
+
+
+def measure_run(facts, precision: str, rows: list[list[int]], trust_remote_code: bool) -> Reference:
+    """Base and adapter as they were trained. CheckFailed if the adapter changes nothing."""
+    from posttrain import model
+
+    base = model.load_base(facts.base_path, precision, facts.quantization, facts.double_quant,
+                           trust_remote_code=trust_remote_code)  # fmt: skip
+    adapted = model.load_adapter(base, facts.dir).eval()
+    on = list(logits_of(adapted, rows))
+    with adapted.disable_adapter():
+        off = list(logits_of(adapted, rows))
+    effect = agreement(on, off)
+    if effect.max_abs == 0:
+        raise CheckFailed(f"{shown(facts.dir)}: the adapter does nothing: the logits with and without it are equal")
+    return Reference(on, off, effect, sum(x.std(-1).mean().item() for x in on) / len(on))
+
+
+def free_memory() -> None:
+    """Give a model that went out of use back before the next is loaded."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ------------------------------------------------------------------ merging
+
+
+def in_fresh_process(work, *args):
+    """Call `work` in a new process without a card. bitsandbytes 0.50 repacks 4-bit weights on CPUs at the first forward
+    pass, after which a merge reads them wrongly (top-1 agreement 0.4 % measured), and says nothing; here none has run.
+    It also gives all its memory back at its end."""
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_hide_card)
+    try:
+        with pool:
+            return pool.submit(work, *args).result()
+    except BrokenProcessPool:
+        raise WontFit("the merging process was killed, most likely for want of memory (the machine's, not the card's): "
+                      "a merge holds the whole base; close other programs, or take a larger machine") from None
+
+
+def _hide_card() -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def merge(directory: Path, facts, weights: str, precision: str, dtype: str, trust_remote_code: bool) -> None:
+    """Write base + adapter in `dtype` to `directory`. weights: "dequantized" is the 4-bit base as it was trained on,
+    taken back to 16 or 32 bit; "base" and "unquantized" are the base as it lies on disk. CheckFailed on NaN."""
+    import torch
+
+    from posttrain import model
+
+    quantized = weights == "dequantized"
+    base = model.load_base(facts.base_path, precision if quantized else PRECISIONS[dtype],
+                           facts.quantization if quantized else "none", facts.double_quant,
+                           trust_remote_code=trust_remote_code)  # fmt: skip
+    if quantized:
+        base = base.dequantize()
+        base.config.__dict__.pop("quantization_config", None)
+        base.hf_quantizer, base.is_loaded_in_4bit, base.is_quantized = None, False, False
+        base = base.to(getattr(torch, dtype))
+    adapted = model.load_adapter(base, facts.dir)
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise CheckFailed(f"{shown(facts.dir)}: merging gives values that are not finite ({error})") from None
+    merged.to(getattr(torch, dtype)).save_pretrained(directory)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Merged weights, reloaded from disk, against the trained model (drift), against the bare base, and the share of
+    the adapter's change that they hold."""
+
+    drift: Agreement
+    to_base: Agreement
+    kept: float
+
+
+def measure_merged(directory: Path, dtype: str, rows: list[list[int]], reference: Reference,
+                   trust_remote_code: bool) -> Merged:  # fmt: skip
+    """Load merged weights from disk and compare."""
+    from posttrain import model
+
+    loaded = model.load_base(directory, PRECISIONS[dtype], trust_remote_code=trust_remote_code)
+    found = list(logits_of(loaded, rows))
+    return Merged(agreement(found, reference.on), agreement(found, reference.off),
+                  kept_share(found, reference.on, reference.off))  # fmt: skip
+
+
+def bounds(cfg: ExportLora, weights: str, precision: str, dtype: str, spread: float) -> tuple[float, float]:
+    """(mean absolute logit difference at most, top-1 agreement at least) for a merged model."""
+    coarser = max(precision, PRECISIONS[dtype], key=lambda name: BOUNDS[name][0])
+    deviations, top1 = OTHER_WEIGHTS if weights == "unquantized" else BOUNDS[coarser]
+    return (cfg.max_logit_diff or deviations * spread), (top1 if cfg.min_top1 is None else cfg.min_top1)
+
+
+def judge(found: Merged, effect: Agreement, bound: tuple[float, float], dtype: str) -> None:
+    """CheckFailed if a merged model is the base, does not hold what the adapter changes, or leaves its bound."""
+    drift = found.drift
+    ways = "  choose: --set export.dtype=float32, --set export.mode=adapter, or "
+    if found.to_base.max_abs == 0:
+        raise CheckFailed(f"the merged model equals the base: the adapter was lost in the merge\n{ways}train longer")
+    if not KEPT[0] <= found.kept <= KEPT[1]:
+        raise CheckFailed(
+            f"the merged model does not hold what the adapter changes: of a mean logit difference of {effect.mean_abs:.3g} "
+            f"the share {found.kept:.2f} is in it (1 is all of it); the rest is lost in {dtype}, which is off by "
+            f"{drift.mean_abs:.3g}\n{ways}train longer"
+        )
+    if drift.mean_abs > bound[0] or drift.top1 < bound[1]:
+        raise CheckFailed(
+            f"the merged model differs from base + adapter: mean logit difference {drift.mean_abs:.3g} (bound "
+            f"{bound[0]:.3g}), top-1 agreement {drift.top1:.3f} (bound {bound[1]:.3f}) on {drift.positions} positions\n"
+            f"{ways}bounds of your own (export.max_logit_diff, export.min_top1)"
+        )
+
+
+def merged(cfg: ExportLora, facts, precision: str, dtype: str, rows: list[list[int]], part: Path,
+           trust_remote_code: bool) -> dict[str, Any]:  # fmt: skip
+    """Merge into `part`, reload, compare, judge. Of a 4-bit run with merge_base auto both ways are made and measured,
+    and the nearer to the trained model is kept. Returns the results of the manifest."""
+    reference = measure_run(facts, precision, rows, trust_remote_code)
+    free_memory()
+    ways = ["base"] if facts.quantization == "none" else \
+        ["dequantized", "unquantized"] if cfg.merge_base == "auto" else [cfg.merge_base]  # fmt: skip
+    measured = {}
+    for weights in ways:
+        print(f"merging into the {weights} weights in {dtype}", flush=True)
+        todo = (part / weights, facts, weights, precision, dtype, trust_remote_code)
+        if facts.quantization == "none":
+            merge(*todo)
+        else:
+            in_fresh_process(merge, *todo)
+        free_memory()
+        measured[weights] = measure_merged(part / weights, dtype, rows, reference, trust_remote_code)
+        free_memory()
+    taken = min(ways, key=lambda weights: measured[weights].drift.mean_abs)
+    found = measured[taken]
+    bound = bounds(cfg, taken, precision, dtype, reference.spread)
+    table(reference.effect, {f"merged ({w}) vs adapter": measured[w].drift for w in ways}, bound)
+    judge(found, reference.effect, bound, dtype)
+    for file in (part / taken).iterdir():
+        file.rename(part / file.name)
+    for weights in ways:
+        shutil.rmtree(part / weights)
+    return {
+        "mode": "merged", "dtype": dtype, "merged_into": taken, "why": why(taken, measured, facts.quantization),
+        "merged_vs_adapter": asdict(found.drift), "merged_vs_base": asdict(found.to_base), "adapter_kept": found.kept,
+        "adapter_vs_base": asdict(reference.effect), "bound": {"mean_abs": bound[0], "top1": bound[1]},
+        "logit_deviation": reference.spread,
+        "ways": {weights: asdict(way.drift) for weights, way in measured.items()},
+    }  # fmt: skip
+
+
+def why(taken: str, measured: dict[str, Merged], quantization: str) -> str:
+    """The reason for the weights merged into, with its figures."""
+    if taken == "base":
+        return "the run trained on the base as it is on disk"
+    if len(measured) == 1:
+        return f"asked for by export.merge_base; the run trained on {quantization} weights"
+    (other,) = measured.keys() - {taken}
+    near, far = measured[taken].drift, measured[other].drift
+    return (f"the {taken} base is nearer to what was trained, {quantization} + adapter: mean logit difference "
+            f"{near.mean_abs:.3g}, not {far.mean_abs:.3g}; top-1 {near.top1:.3f}, not {far.top1:.3f}")  # fmt: skip
+
+
+# ------------------------------------------------------------------ the adapter as it is
+
+
+def adapter(facts, precision: str, rows: list[list[int]], part: Path, trust_remote_code: bool) -> dict[str, Any]:
+    """Copy the adapter to `part`, reload it on a fresh base, and demand the very same logits."""
+    from posttrain import model
+
+    reference = measure_run(facts, precision, rows, trust_remote_code)
+    free_memory()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        shutil.copy2(facts.dir / name, part / name)
+    base = model.load_base(facts.base_path, precision, facts.quantization, facts.double_quant,
+                           trust_remote_code=trust_remote_code)  # fmt: skip
+    drift = agreement(logits_of(model.load_adapter(base, part).eval(), rows), reference.on)
+    table(reference.effect, {"exported vs run": drift}, (0.0, 1.0))
+    if drift.max_abs != 0:
+        raise CheckFailed(f"the exported adapter gives other logits than the run's (by {drift.max_abs:.3g}): the copy "
+                          "is not the adapter that was trained")  # fmt: skip
+    return {"mode": "adapter", "exported_vs_run": asdict(drift), "adapter_vs_base": asdict(reference.effect)}
+
+
+def make(cfg: ExportLora, facts, precision: str, dtype: str, rows: list[list[int]], part: Path,
+         trust_remote_code: bool) -> dict[str, Any]:  # fmt: skip
+    """The weights of an export in `part`, checked. WontFit if the card has no room for the models compared."""
+    import torch
+
+    try:
+        if cfg.mode == "merged":
+            return merged(cfg, facts, precision, dtype, rows, part, trust_remote_code)
+        return adapter(facts, precision, rows, part, trust_remote_code)
+    except torch.OutOfMemoryError:
+        raise WontFit(f"the card has no room for this export in {dtype}\n  choose: --set export.dtype=bfloat16, or run "
+                      "it without the card: put CUDA_VISIBLE_DEVICES= before the command") from None  # fmt: skip
+
+
+# ------------------------------------------------------------------ tokenizer, folder
+
+
+def save_tokenizer(tokenizer, conversations: list[dict], part: Path) -> None:
+    """Write the tokenizer with the serving template (without training marks), reload it, and demand that it renders
+    and encodes every check conversation as training did. CheckFailed if not."""
+    from transformers import AutoTokenizer
+
+    from posttrain import chat
+
+    trained = tokenizer.chat_template
+    tokenizer.chat_template = chat.serving_template(trained)
+    tokenizer.save_pretrained(part)
+    tokenizer.chat_template = trained
+    served = AutoTokenizer.from_pretrained(part)
+    for conversation in conversations:
+        for turns, prompt in ((conversation["messages"], False), (conversation["messages"][:-1], True)):
+            texts = [t.apply_chat_template(turns, tools=conversation.get("tools"), tokenize=False,
+                                           add_generation_prompt=prompt, enable_thinking=False)
+                     for t in (tokenizer, served)]  # fmt: skip
+            if texts[0] != texts[1] or tokenizer(texts[0])["input_ids"] != served(texts[1])["input_ids"]:
+                raise CheckFailed(f"{shown(part.parent)}: the exported tokenizer or template renders otherwise than in "
+                                  f"training: {texts[0]!r} became {texts[1]!r}")  # fmt: skip
+
+
+@contextmanager
+def unfinished(directory: Path) -> Iterator[Path]:
+    """A place inside `directory` to write to. At the end its files replace what lies there; if anything goes wrong it
+    is removed, so that a directory never looks whole that was not checked."""
+    part = directory / ".unchecked"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for old in directory.iterdir():
+            if old.is_file() and old.name not in RECORD:
+                old.unlink()
+        for file in sorted(part.iterdir()):
+            file.rename(directory / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,95 @@
+"""Config: precedence, origins, every fault at once with what was probably meant."""
+
+import pytest
+from conftest import run_command
+
+from posttrain.blocks import Trainer
+from posttrain.config import load_config, pick_hardware, read_yaml
+from posttrain.errors import UserFault
+from posttrain.stages import EvalHarness, TrainOrpo, TrainSft
+
+
+def write(tmp_path, text: str):
+    path = tmp_path / "stage.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_precedence_and_origin_of_every_layer(tmp_path):
+    """--set > stage YAML > hardware file > default."""
+    path = write(tmp_path, "hardware: t4\ntrainer: {learning_rate: 3e-4, max_length: 777}\n")
+    loaded = load_config(TrainSft, path, ["trainer.max_length=555"])
+    trainer = loaded.config.trainer
+    assert (trainer.max_length, trainer.learning_rate, trainer.precision) == (555, 3e-4, "fp16")
+    assert loaded.origins["trainer.max_length"] == "--set trainer.max_length"
+    assert loaded.origins["trainer.learning_rate"].endswith("stage.yaml")
+    assert loaded.origins["trainer.precision"] == "configs/hardware/t4.yaml"
+    assert "trainer.weight_decay" not in loaded.origins
+
+
+def test_setting_one_key_of_a_block_keeps_the_stages_other_defaults(tmp_path):
+    loaded = load_config(TrainOrpo, write(tmp_path, "hardware: cpu\ntrainer: {seed: 1}\n"))
+    assert loaded.config.trainer.learning_rate == 8e-5 != Trainer().learning_rate
+    assert [p.name for p in loaded.config.data.train_files] == ["pref_train.jsonl"]
+
+
+def test_all_faults_at_once_with_suggestions(tmp_path):
+    path = write(tmp_path, "\n".join([
+        "hardware: cpu", "model_name_or_path: x", "lora: {r: 16.5, alhpa: 32}", "loss_on: everything",
+        "trainer: {lr: 1, learning_rate: -1, max_seq_length: 9}", "data: {train_file: a.jsonl}",
+    ]))  # fmt: skip
+    with pytest.raises(UserFault) as fault:
+        load_config(TrainSft, path)
+    text = str(fault.value)
+    for needle in ("'model.base'", "lora.r: ", "16.5", "'lora.alpha'", "loss_on: ", "'assistant'", "'everything'",
+                   "'trainer.learning_rate'", "'trainer.max_length'", "'data.train_files'", "greater than 0"):  # fmt: skip
+        assert needle in text, needle
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    values = read_yaml(write(tmp_path, "a: 2e-4\nb: 1E5\nc: -3e+2\nd: 1.5\ne: 2.0e-4\nf: 2e\n"))
+    assert values == {"a": 2e-4, "b": 1e5, "c": -300.0, "d": 1.5, "e": 2e-4, "f": "2e"}
+
+
+@pytest.mark.parametrize("text, needle", [
+    ("a: 1\na: 2\n", "given twice"), ("a: [1\n", "not readable as YAML"), ("- 1\n", "expected `key: value`"),
+])  # fmt: skip
+def test_a_file_that_is_not_a_config(tmp_path, text, needle):
+    with pytest.raises(UserFault, match=needle):
+        read_yaml(write(tmp_path, text))
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    write(tmp_path, "")
+    with pytest.raises(UserFault, match=r"no such config file\n.*stage.yaml"):
+        read_yaml(tmp_path / "stgae.yaml")
+
+
+def test_one_adapter_without_brackets(tmp_path):
+    loaded = load_config(EvalHarness, write(tmp_path, "hardware: cpu\npeft_adapter: outputs/align\n"))
+    assert [p.name for p in loaded.config.peft_adapter] == ["align"]
+
+
+@pytest.mark.parametrize("card, expected", [
+    (None, "cpu"), (("NVIDIA GeForce RTX 4090", 23.99), "4090"), (("NVIDIA GeForce RTX 5090", 31.8), "5090"),
+    (("NVIDIA GeForce RTX 3050", 8.0), "3050"), (("NVIDIA GeForce RTX 3050 Laptop GPU", 4.0), "3050_4gb"),
+    (("Tesla T4", 15.0), "t4"), (("NVIDIA A100-SXM4-40GB", 40.0), "5090"), (("NVIDIA H200", 140.0), "h200"),
+    (("NVIDIA GeForce RTX 3060", 12.0), "3050"),
+])  # fmt: skip
+def test_hardware_auto(card, expected):
+    """By name; an unknown card takes the largest file that asks for no more memory than it has."""
+    assert pick_hardware(card) == expected
+
+
+def test_config_faults_answer_without_torch(tmp_path):
+    """One message, exit 2, and neither torch nor transformers was imported to say it."""
+    path = write(tmp_path, "lerning_rate: 1\n")
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['train_sft', '--config', {str(path)!r}]\n"
+        "try:\n    runpy.run_module('scripts.train_sft', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    print('exit', end.code, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
+    )
+    done = run_command("-c", code)
+    assert "exit 2 False False" in done.stdout and "trainer.learning_rate" in done.stderr

@@ -1,0 +1,109 @@
+"""A run knows whether it is new, unfinished, done or of other content."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from posttrain import runs
+from posttrain.config import Loaded
+from posttrain.errors import UserFault
+from posttrain.stages import TrainSft
+
+
+@pytest.fixture
+def open_(tmp_path):
+    """Open a run in tmp_path/run with some config values and one input."""
+    source = tmp_path / "in.jsonl"
+    source.write_text("{}\n")
+
+    def start(rebuild=False, **values):
+        config = TrainSft(output_dir=tmp_path / "run", **values)
+        loaded = Loaded(config=config, path=tmp_path / "sft.yaml", origins={})
+        return runs.open_run(config.output_dir, loaded, {"train": runs.describe_file(source)}, rebuild=rebuild)
+
+    start.source = source
+    start.dir = tmp_path / "run"
+    return start
+
+
+def finish(run):
+    (run.dir / "out.jsonl").write_text("{}\n{}\n")
+    return run.finish("adapter", {}, [run.dir / "out.jsonl"])
+
+
+def test_manifest_is_written_last_and_traces_everything(open_):
+    run = open_()
+    assert not run.manifest_path.exists() and json.loads(run.status_path.read_text())["state"] == "running"
+    manifest = finish(run)
+    assert manifest["outputs"][0]["rows"] == 2 and len(manifest["outputs"][0]["sha256"]) == 64
+    assert {"git", "versions", "machine", "config", "seconds", "parents"} <= manifest.keys()
+    assert json.loads(run.status_path.read_text())["state"] == "done"
+    assert (run.dir / "config.yaml").is_file()
+
+
+def test_unchanged_is_done_changed_is_refused(open_):
+    finish(open_())
+    with pytest.raises(runs.AlreadyDone, match="nothing to do"):
+        open_()
+    with pytest.raises(UserFault, match="loss_on: assistant -> all"):
+        open_(loss_on="all")
+    open_.source.write_text("{}\n{}\n")
+    with pytest.raises(UserFault, match="inputs.train: "):
+        open_()
+
+
+def test_keys_that_change_nothing_are_neutral(open_):
+    finish(open_())
+    with pytest.raises(runs.AlreadyDone):
+        open_(hardware="4090", tracking="none")
+
+
+def test_overwrite_sets_the_old_run_aside(open_):
+    finish(open_())
+    run = open_(loss_on="all", overwrite=True)
+    aside = [p for p in open_.dir.parent.iterdir() if p.name.startswith("run.")]
+    assert len(aside) == 1 and (aside[0] / "manifest.json").exists() and not run.manifest_path.exists()
+
+
+def test_unfinished_is_resumed(open_):
+    open_()
+    assert open_().resumed
+    with pytest.raises(UserFault, match="unfinished run"):
+        open_(loss_on="all")
+
+
+def test_rebuild_says_what_changed(open_, capsys):
+    finish(open_())
+    open_(rebuild=True, loss_on="all")
+    assert "loss_on: assistant -> all" in capsys.readouterr().out
+
+
+def test_a_second_process_is_refused(open_):
+    run = open_()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "train_sft"])
+    try:
+        status = json.loads(run.status_path.read_text()) | {"pid": sleeper.pid, "host": socket.gethostname()}
+        run.status_path.write_text(json.dumps(status))
+        with pytest.raises(UserFault, match=f"process {sleeper.pid} is at work"):
+            open_()
+    finally:
+        sleeper.kill()
+
+
+def test_fingerprint_sees_other_weights_of_the_same_shape(tmp_path):
+    from conftest import make_base
+
+    first, second = (make_base(tmp_path / str(seed), seed) for seed in (0, 1))
+    assert runs.fingerprint(first) != runs.fingerprint(second)
+    assert runs.fingerprint(first) == runs.fingerprint(make_base(tmp_path / "again", 0))
+
+
+def test_an_unfinished_parent_is_named(tmp_path):
+    with pytest.raises(UserFault, match="there is no run"):
+        runs.read_manifest(tmp_path)
+    (tmp_path / "status.json").write_text('{"state": "interrupted"}')
+    with pytest.raises(UserFault, match="it is interrupted"):
+        runs.read_manifest(tmp_path)
