@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from posttrain import chat, model, rows, training
+from posttrain import chat, hub, model, rows, training
 from posttrain.config import ROOT, shown
 from posttrain.errors import PosttrainError, UserFault
 from posttrain.forecast import memory
@@ -24,7 +24,7 @@ def inputs(plan: Plan, kind: str) -> None:
         if found:
             plan.fact("inputs", f"base: {name} ({shown(found)})" + "".join(f"; {note}" for note in notes))
             _collect(plan, lambda: model.load_tokenizer(found, cfg.model.chat_template, cfg.model.trust_remote_code))
-        elif model.is_hub_id(cfg.model.base) and not model.constants.HF_HUB_OFFLINE:
+        elif model.is_hub_id(cfg.model.base) and not hub.offline():
             others = f", else {' or '.join(cfg.model.fallback)}" if cfg.model.fallback else ""
             plan.download(f"base: {cfg.model.base}{others}, downloaded from {cfg.model.hub} at the start of the run "
                           "(beforehand: python -m scripts.fetch)")  # fmt: skip

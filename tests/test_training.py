@@ -285,3 +285,33 @@ def test_evaluation_does_not_poison_4bit_training(tmp_path):
         lm(input_ids=ids)
     model.release_4bit(lm)
     assert torch.nn.functional.cosine_similarity(before, gradient(), dim=0) > 0.99
+
+
+# ------------------------------------------------------------------ plans
+
+
+def test_a_base_that_is_not_on_disk_is_pending_online_and_a_fault_offline(tmp_path, data):
+    """The shipped config on a box that has nothing yet."""
+    args = [*command("sft", data, tmp_path / "sft", **{"hardware": 4090}), "--dry-run"]
+    online = run_command(*args, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "empty"))
+    assert online.returncode == 0, online.stderr
+    assert "pending" in online.stdout and "Qwen/Qwen3-4B-Instruct-2507" in online.stdout and "FITS" in online.stdout
+    offline = run_command(*args, HF_HOME=str(tmp_path / "empty"))
+    assert offline.returncode == 2 and "scripts.fetch" in offline.stdout
+    assert not (tmp_path / "sft").exists() and not (tmp_path / "empty/hub").exists()
+
+
+def test_dry_run_shows_the_row_that_is_trained_and_writes_nothing(base, data, tmp_path):
+    plan = run_command(*command("sft", data, tmp_path / "sft", **{"model.base": base}), "--dry-run", "true")
+    assert plan.returncode == 0, plan.stderr
+    for needle in ("120 records: kept 120", "12 optimiser steps", "【", "<|im_end|>】", "verdict: would work",
+                   "<- --set trainer.max_length"):  # fmt: skip
+        assert needle in plan.stdout, needle
+    assert not (tmp_path / "sft").exists()
+
+
+def test_a_run_that_cannot_fit_exits_3(data, tmp_path):
+    values = {"hardware": "3050_4gb", "model.base": "Qwen/Qwen2.5-7B-Instruct", "model.quantization": "none"}
+    plan = run_command(*command("sft", data, tmp_path / "sft", **values), "--dry-run", HF_HUB_OFFLINE="0",
+                       HF_HOME=str(tmp_path / "empty"))  # fmt: skip
+    assert plan.returncode == 3 and "GiB are needed" in plan.stdout
