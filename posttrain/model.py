@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging
 
 from posttrain import blocks, chat, hub, runs
 from posttrain.config import in_project, shown
@@ -158,6 +160,8 @@ def load_tokenizer(path: Path, chat_template: str = "auto", trust_remote_code: b
 def load_base(path: Path, precision: str = "auto", quantization: str = "none", double_quant: bool = True,
               attn_implementation: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:  # fmt: skip
     """The frozen base on this process's device, in eval mode. 4-bit by bitsandbytes where asked."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     dtype, where = dtype_of(precision), device()
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention(attn_implementation)}
     if quantization != "none":

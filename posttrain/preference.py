@@ -172,7 +172,7 @@ def _reference_logps(lm, tokenizer, rows: list[dict], batch_size: int) -> list[t
     autocast = torch.autocast(where.type, inner.dtype, enabled=inner.dtype != torch.float32)
     by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]["prompt_ids"]) - len(rows[i]["chosen_ids"]))
     logps: list[Any] = [None] * len(rows)
-    for start in tqdm(range(0, len(rows), batch_size), "reference", disable=not runs.main_process()):
+    for start in tqdm(range(0, len(rows), batch_size), "reference", disable=None if runs.main_process() else True):
         some = by_length[start : start + batch_size]
         batch = {k: v.to(where) for k, v in collate([rows[i] for i in some]).items()}
         with autocast:

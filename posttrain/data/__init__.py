@@ -1,0 +1,1 @@
+"""Data: raw public sets to clean, split JSONL. Never imports torch."""

@@ -1,0 +1,206 @@
+"""
+Files: any published file -> its rows, one at a time, each with its line number.
+
+JSON Lines under any name, JSON arrays, single or concatenated JSON values, CSV, TSV, parquet; plain, .gz, .zst, .zip
+with one file inside, .tar.gz with a JSON value per file. A row that is not JSON is handed on as a Fault; a file that
+cannot be read at all (cut off, another format) raises UserFault with its name and the line.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import zstandard
+
+from posttrain.config import shown
+from posttrain.data.jsonfiles import HEAD_BYTES, Fault, NotJson, layout_of, line_rows, parse_json, value_rows
+from posttrain.errors import UserFault
+
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines")
+DATA_SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".parquet")
+PACKED_SUFFIXES = (".gz", ".zst", ".zip")
+NOT_DATA = ("SOURCE.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, zipfile.BadZipFile, tarfile.TarError)
+
+
+def data_files(directory: Path, patterns: list[str] = ()) -> list[Path]:
+    """The data files under a directory, in sorted order; hidden ones, SOURCE.json and other notes left out.
+
+    `patterns` (globs relative to the directory) narrow them down where at least one file matches, so that the second
+    copy of a set in its repository is not read; files laid there by hand under other names are all read.
+    """
+    found = sorted(p for p in directory.rglob("*") if p.is_file() and is_data(p.relative_to(directory)))
+    chosen = [p for p in found if any(fnmatch(str(p.relative_to(directory)), pattern) for pattern in patterns)]
+    return chosen or found
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file holds rows, by its name."""
+    if any(part.startswith(".") for part in path.parts) or path.name in NOT_DATA:
+        return False
+    return inner_suffix(path) in DATA_SUFFIXES or is_tar(path) or path.suffix == ".zip"
+
+
+def inner_suffix(path: Path) -> str:
+    """The suffix that says the format: `.jsonl` of a.jsonl.gz."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in PACKED_SUFFIXES else path.suffix.lower()
+
+
+def is_tar(path: Path) -> bool:
+    return path.name.lower().endswith((".tar.gz", ".tgz", ".tar"))
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, row | Fault) of every row. In a parquet file or an archive the number is the row's.
+
+    Raises UserFault with file and line if the file is damaged, empty, or not what its name says.
+    """
+    line = 0
+    try:
+        for line, row in _rows(path):
+            yield line, row
+    except NotJson as error:
+        raise UserFault(f"{shown(path)}:{error.line}: {error}") from None
+    except UnicodeDecodeError as error:
+        hint = _encoding_hint(path)
+        raise UserFault(f"{shown(path)}: after line {line}: not UTF-8 ({error.reason}){hint}") from None
+    except csv.Error as error:
+        raise UserFault(f"{shown(path)}: after line {line}: not readable as CSV: {error}") from None
+    except DAMAGED as error:
+        raise UserFault(f"{shown(path)}: cut off or damaged after line {line} ({error or type(error).__name__}); "
+                        "get the file again") from None  # fmt: skip
+    if line == 0:
+        raise UserFault(f"{shown(path)}: holds no rows; get the file again, or remove it")
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if is_tar(path):
+        return _tar_rows(path)
+    suffix = inner_suffix(path)
+    if suffix == ".parquet":
+        return _parquet_rows(path)
+    if suffix in (".csv", ".tsv"):
+        return _table_rows(path, "\t" if suffix == ".tsv" else ",")
+    return _json_rows(path)
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """The uncompressed bytes of a file."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(path, "rb")
+    if suffix == ".zst":
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), closefd=True))
+    if suffix == ".zip":
+        archive = zipfile.ZipFile(path)
+        names = [n for n in archive.namelist() if is_data(Path(n)) and not n.startswith("__MACOSX")]
+        if len(names) != 1:
+            raise UserFault(f"{shown(path)}: holds {len(names)} data files; unpack it there and remove the archive")
+        return io.BufferedReader(archive.open(names[0]))
+    return open(path, "rb")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    with open_plain(path) as stream:
+        head = stream.read(HEAD_BYTES)
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UserFault(f"{shown(path)}: is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
+    head = head.removeprefix(codecs.BOM_UTF8)
+    if not head.strip():
+        return
+    layout = layout_of(head)
+    if layout is None:
+        raise NotJson(1, f"not JSON at all: it begins with {head.lstrip()[:60].decode('utf-8', 'replace')!r}"
+                       f"{_pointer_hint(head)}")  # fmt: skip
+    with open_plain(path) as stream:
+        yield from line_rows(stream) if layout == "lines" else value_rows(stream)
+
+
+def _tar_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """One row per .json file of a tar archive, read in its own order; the number counts them."""
+    number = 0
+    packed = path.suffix.lower() in (".gz", ".tgz")
+    with gzip.open(path) if packed else open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            if member.isfile() and member.name.endswith(".json"):
+                number += 1
+                yield number, parse_json(archive.extractfile(member).read().removeprefix(codecs.BOM_UTF8))
+
+
+# ------------------------------------------------------------------ tables
+
+
+def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(1 << 30)
+    with open_plain(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        # strict: a quote that is never closed is a fault, not a cell that swallows the rest of the file
+        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+        for row in reader:
+            cells = len(row.get(None) or [])
+            if cells:
+                names = len(reader.fieldnames)
+                yield reader.line_num, Fault("wrong_cell_count", f"{names + cells} cells under {names} column names")
+            else:
+                yield reader.line_num, row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    source = path if path.suffix.lower() == ".parquet" else io.BytesIO(open_plain(path).read())
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(source).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, parse_json(json.dumps(row, default=str, ensure_ascii=False))  # dates become text
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserFault(f"{shown(path)}: after row {number}: not a readable parquet file: {error}") from None
+
+
+def count_rows(path: Path) -> int | None:
+    """Rows of a file where that is cheap (parquet, plain JSON Lines, anything under 16 MiB), else None."""
+    if inner_suffix(path) == ".parquet" and path.suffix.lower() == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            return parquet.read_metadata(path).num_rows
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise UserFault(f"{shown(path)}: not a readable parquet file: {error}") from None
+    if path.stat().st_size < 16 << 20:
+        return sum(1 for _ in read_rows(path))
+    if path.suffix.lower() not in JSON_SUFFIXES:
+        return None
+    with open(path, "rb") as stream:
+        if layout_of(stream.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8)) != "lines":
+            return None
+        stream.seek(0)
+        return sum(1 for line in stream if line.strip())
+
+
+def _pointer_hint(head: bytes) -> str:
+    if head.startswith(b"version https://git-lfs"):
+        return "; it is a git-lfs pointer, not the file itself: run `git lfs pull` there"
+    return "; it is a web page" if head.lstrip()[:1] == b"<" else ""
+
+
+def _encoding_hint(path: Path) -> str:
+    """Chinese files of Windows programs are often GB18030."""
+    try:
+        with open_plain(path) as stream:
+            stream.read(HEAD_BYTES).decode("gb18030")
+    except (UnicodeDecodeError, *DAMAGED):
+        return ""
+    return "; it may be GB18030: iconv -f gb18030 -t utf-8"

@@ -1,0 +1,190 @@
+"""
+Preference formats: a row of a public preference set -> drafts {prompt, chosen, rejected, tools?, meta?}.
+
+chosen and rejected become lists of one assistant message. Rows that say that neither answer is better are Unusable by
+name (equal_scores, tie, labels_disagree): that is a choice, not a fault of the file.
+"""
+
+import re
+from typing import Any
+
+from posttrain.data.chats import CHATS, QUESTIONS, first_of, question_turns
+from posttrain.data.turns import Unusable, earlier_turns, excerpt, message, messages, text_in, tools_of
+
+PAIRS = (
+    ("chosen", "rejected"), ("chosen_messages", "rejected_messages"), ("response_chosen", "response_rejected"),
+    ("chosen_response", "rejected_response"), ("chosen_answer", "rejected_answer"),
+    ("answer_chosen", "answer_rejected"),
+    ("output_chosen", "output_rejected"), ("chosen_output", "rejected_output"), ("accepted", "rejected"),
+    ("preferred_output", "non_preferred_output"), ("preferred", "dispreferred"),
+    ("better_response", "worse_response"),
+)  # fmt: skip
+SCORES = (
+    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"), ("rating_chosen", "rating_rejected"),
+)  # fmt: skip
+TWO_ANSWERS = (
+    ("response_0", "response_1"), ("response_a", "response_b"), ("response_A", "response_B"),
+    ("human_ref_A", "human_ref_B"),
+    ("response_1", "response_2"), ("response 1", "response 2"), ("output_1", "output_2"), ("answer_a", "answer_b"),
+    ("answer_0", "answer_1"), ("answer_1", "answer_2"), ("output_a", "output_b"), ("conversation_a", "conversation_b"),
+)  # fmt: skip
+VERDICTS = ("better_response_id", "safer_response_id", "labels", "winner", "preference_strength", "preference",
+            "preferred", "label", "better")  # fmt: skip
+RANKED = ("output", "outputs", "answers", "responses", "completions")
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+_NAMED_FIRST = ("a", "model_a", "response_a", "assistant_a", "first", "answer_a", "output_a")
+_NAMED_SECOND = ("b", "model_b", "response_b", "assistant_b", "second", "answer_b", "output_b")
+
+
+def columns_of(row: dict, known: tuple) -> tuple[str, str] | None:
+    """The first pair of column names that the row has."""
+    return next((pair for pair in known if pair[0] in row and pair[1] in row), None)
+
+
+def transcript(text: str) -> list[dict]:
+    """`\\n\\nHuman: ...\\n\\nAssistant: ...` as turns. Unusable if it does not begin with a speaker."""
+    parts = _SPEAKER.split(text)
+    if parts[0].strip() or len(parts) < 3:
+        raise Unusable("not_a_transcript", excerpt(text))
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def is_transcript(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith(("Human:", "Assistant:"))
+
+
+def prompt_turns(row: dict) -> list[dict]:
+    """What both answers reply to: a conversation column, or a question with its system turn and history."""
+    name = next((n for n in CHATS if isinstance(row.get(n), list | str) and row.get(n)), None)
+    if name:
+        system = [t for t in earlier_turns(row | {"history": None}) if t["role"] == "system"]
+        found = messages(row[name], name)
+        return found if found and found[0]["role"] == "system" else system + found
+    wrapped = row.get("input")
+    if isinstance(wrapped, dict) and "messages" in wrapped:  # OpenAI's preference fine-tuning files
+        return messages(wrapped["messages"], "input.messages")
+    question = row.get(first_of(row, QUESTIONS))
+    if is_transcript(question):
+        found = transcript(question)
+        return found[:-1] if found[-1] == {"role": "assistant", "content": ""} else found
+    return question_turns(row)
+
+
+def answer_turns(value: Any, name: str) -> list[dict]:
+    """An answer of any spelling as turns: a text, one message, or messages that end with the answer."""
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    if isinstance(value, dict):
+        return [message(value)]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return messages(value, name)
+    reason = "missing_column" if value is None else "content_is_not_text"
+    raise Unusable(reason, f"{name} is {excerpt(value)}")
+
+
+def draft(row: dict, chosen: list[dict], rejected: list[dict]) -> dict:
+    """A pair from both sides' turns: the last turn is the answer, what stands before it must be the same on both."""
+    if not chosen or not rejected:
+        raise Unusable("no_turns", "one of the answers has no turns")
+    heads = [side[:-1] for side in (chosen, rejected) if len(side) > 1]
+    if len(heads) == 2 and heads[0] != heads[1]:
+        raise Unusable("differs_before_last_turn", "chosen and rejected differ before their last turn")
+    head = heads[0] if heads else []
+    if not any(turn["role"] == "user" for turn in head):
+        head = prompt_turns(row) + head
+    elif head[0]["role"] != "system":
+        head = [t for t in earlier_turns(row | {"history": None}) if t["role"] == "system"] + head
+    return {"prompt": head, "chosen": chosen[-1:], "rejected": rejected[-1:], "tools": tools_of(row)}
+
+
+def pair(row: dict, options: dict) -> list[dict]:
+    """chosen and rejected under any of PAIRS. Equal scores, and scores that contradict the order, are dropped by name.
+
+    A list of texts as the rejected answer (several worse answers, in no order) gives one pair for each.
+    """
+    names = columns_of(row, PAIRS)
+    scores = columns_of(row, SCORES)
+    if scores:
+        better, worse = (row[name] for name in scores)
+        if isinstance(better, int | float) and isinstance(worse, int | float):
+            if better == worse:
+                raise Unusable("equal_scores", f"both answers have {better}")
+            if better < worse:
+                raise Unusable("scores_contradict_order", f"chosen has {better}, rejected has {worse}")
+    chosen, rejected = (row[name] for name in names)
+    if is_transcript(chosen) and is_transcript(rejected) and first_of(row, (*CHATS, *QUESTIONS)) is None:
+        return transcripts(row, options)
+    several = isinstance(rejected, list) and rejected and all(isinstance(text, str) for text in rejected)
+    return [
+        draft(row, answer_turns(chosen, names[0]), answer_turns(worse, names[1]))
+        for worse in (rejected if several else [rejected])
+    ]
+
+
+def transcripts(row: dict, options: dict) -> list[dict]:
+    """hh-rlhf: chosen and rejected are whole transcripts, split at the last assistant turn."""
+    sides = [transcript(text_in(row.get(name), name)) for name in ("chosen", "rejected")]
+    return [draft(row, *sides)]
+
+
+def labelled_pair(row: dict, options: dict) -> list[dict]:
+    """Two answers and a label that says which is better: saferlhf, shp, arena, auto-j, alpaca_eval, response_a/b."""
+    names = columns_of(row, TWO_ANSWERS)
+    first_is_better = verdict(row, options)
+    sides = [answer_turns(row[name], name) for name in names]
+    if isinstance(row.get("history"), str) and "human_ref_A" in row:  # shp: the post is one text
+        row = row | {"prompt": row["history"], "history": None}
+    return [draft(row, *(sides if first_is_better else sides[::-1]))]
+
+
+def verdict(row: dict, options: dict) -> bool:
+    """True if the first answer is the better one. Unusable: tie, labels_disagree, label_unknown.
+
+    saferlhf: `prefer` better | safer | agree. shp: labels 1 means the first. preference 1..2 (alpaca_eval): 2 means the
+    second. preference_strength: negative means the first. Else `label`, `winner` or `preferred`: a name (model_a, B,
+    tie ...), or 0 for the first, 1 for the second, 2 for a tie, unless options.first_label and second_label say which.
+    """
+    name = first_of(row, VERDICTS)
+    if name is None:
+        raise Unusable("missing_column", f"no label: none of {', '.join(VERDICTS)}")
+    if name in ("better_response_id", "safer_response_id"):
+        better, safer = row.get("better_response_id"), row.get("safer_response_id")
+        prefer = options.get("prefer", "better" if better is not None else "safer")
+        if prefer == "agree" and better != safer:
+            raise Unusable("labels_disagree", f"better is {better}, safer is {safer}")
+        value = safer if prefer == "safer" else better
+        return _by_code(value, 0, 1)
+    value = row[name]
+    if name == "labels":
+        return _by_code(value, options.get("first_label", 1), options.get("second_label", 0))
+    if name in ("preference", "preference_strength") and isinstance(value, int | float):
+        middle = 1.5 if name == "preference" else 0
+        if value == middle:
+            raise Unusable("tie", f"{name} is {value}")
+        return value < middle
+    return _by_code(value, options.get("first_label", 0), options.get("second_label", 1))
+
+
+def _by_code(value: Any, first: Any, second: Any) -> bool:
+    """Whether a label stands for the first answer: the given codes, or a name."""
+    if isinstance(value, str) and value.strip().lower() in _NAMED_FIRST + _NAMED_SECOND:
+        return value.strip().lower() in _NAMED_FIRST
+    if isinstance(value, str) and value.strip().isdigit():
+        value = int(value)
+    if not isinstance(value, bool) and value in (first, second):
+        return value == first
+    if value == 2 or isinstance(value, str) and "tie" in value.lower():
+        raise Unusable("tie", f"the label is {excerpt(value)}")
+    raise Unusable("label_unknown", f"the label is {excerpt(value)}")
+
+
+def ranked(row: dict, options: dict) -> list[dict]:
+    """A list of answers, best first: the best against the worst."""
+    name = next(name for name in RANKED if isinstance(row.get(name), list))
+    answers = row[name]
+    if len(answers) < 2:
+        raise Unusable("one_answer_only", f"{name} has {len(answers)}")
+    asked = {key: value for key, value in row.items() if key not in RANKED}
+    return [draft(asked, answer_turns(answers[0], name), answer_turns(answers[-1], name))]

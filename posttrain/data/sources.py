@@ -1,0 +1,209 @@
+"""
+Sources: raw row -> record, validated here once and trusted after.
+
+FORMATS names the layouts. A row is read by the format of its catalogue entry if it has that layout, else by the first
+one whose columns it has; so files laid into data_raw/<key>/ by hand may have any of them.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from posttrain.config import shown
+from posttrain.data import chats, oasst, pairs
+from posttrain.data.files import read_rows
+from posttrain.data.jsonfiles import Fault
+from posttrain.data.turns import Unusable, excerpt
+from posttrain.errors import UserFault
+from posttrain.records import fault_in, record_id
+from posttrain.text import has_lone_surrogate
+
+
+class Format(NamedTuple):
+    """One layout: the kind of record it gives, whether a row has it, and how it is read."""
+
+    kind: str
+    fits: Callable[[Any], bool]
+    read: Callable[[Any, dict], list[dict]]
+
+
+def _has(*columns: str) -> Callable[[Any], bool]:
+    return lambda row: isinstance(row, dict) and all(row.get(name) is not None for name in columns)
+
+
+def _has_pair(known: tuple) -> Callable[[Any], bool]:
+    return lambda row: isinstance(row, dict) and pairs.columns_of(row, known) is not None
+
+
+def _has_question_and_answer(row: Any) -> bool:
+    if not isinstance(row, dict):
+        return False
+    question, answer = chats.first_of(row, chats.QUESTIONS), chats.first_of(row, chats.ANSWERS)
+    return question is not None and answer is not None and not _is_ranking(row)
+
+
+def _is_ranking(row: Any) -> bool:
+    return isinstance(row, dict) and any(
+        isinstance(row.get(name), list) and all(isinstance(text, str) for text in row[name]) for name in pairs.RANKED
+    )
+
+
+def _is_transcript_pair(row: Any) -> bool:
+    return isinstance(row, dict) and pairs.is_transcript(row.get("chosen")) and pairs.is_transcript(row.get("rejected"))
+
+
+def _is_labelled(row: Any) -> bool:
+    return _has_pair(pairs.TWO_ANSWERS)(row) and chats.first_of(row, pairs.VERDICTS) is not None
+
+
+def _in_trees(row: Any, options: dict) -> list[dict]:
+    """Open Assistant rows reply to each other; they are grouped by conversation_records()."""
+    raise Unusable("message_without_its_tree", excerpt(row))
+
+
+# In the order in which a row is tried: pairs first, because their rows often hold a conversation as well.
+FORMATS = {
+    "transcripts": Format("pref", _is_transcript_pair, pairs.transcripts),
+    "pair": Format("pref", _has_pair(pairs.PAIRS), pairs.pair),
+    "labelled_pair": Format("pref", _is_labelled, pairs.labelled_pair),
+    "ranked": Format("pref", _is_ranking, pairs.ranked),
+    "oasst_messages": Format("sft", oasst.is_message, _in_trees),
+    "oasst_trees": Format("sft", oasst.is_tree, _in_trees),
+    "messages": Format("sft", _has("messages"), chats.chat),
+    "sharegpt": Format("sft", lambda row: isinstance(row, dict) and chats.first_of(row, chats.CHATS) is not None,
+                       chats.chat),
+    "exam": Format("sft", _has("textbox_question"), chats.exam),
+    "translated": Format("sft", _has("trans_instruction", "trans_output"), chats.translated),
+    "rounds": Format("sft", _has("round_0"), chats.rounds),
+    "moss": Format("sft", lambda row: isinstance(row, dict) and isinstance(row.get("chat"), dict), chats.moss),
+    "instances": Format("sft", _has("instruction", "instances"), chats.instances),
+    "alpaca": Format("sft", lambda row: _has_question_and_answer(row) and "instruction" in row, chats.alpaca),
+    "prompt_response": Format("sft", _has_question_and_answer, chats.alpaca),
+    "turn_list": Format("sft", lambda row: isinstance(row, list), chats.turn_list),
+    "text": Format("text", _has("text"), lambda row, options: [{"text": row["text"]}]),
+}  # fmt: skip
+TREES = ("oasst_messages", "oasst_trees")
+# Rows that are left out by a choice, not because they are faulty: they do not count towards max_bad_rows.
+BY_CHOICE = {
+    "equal_scores", "scores_contradict_order", "tie", "labels_disagree", "labelled_undesirable", "one_answer_only",
+    "differs_before_last_turn", "chosen_equals_rejected", "plugin_turn", "deleted", "tree_not_ready", "not_reviewed",
+    "review_failed", "below_dropped_message", "lower_ranked_answer", "question_without_answer",
+}  # fmt: skip
+
+
+def detect(row: Any, preferred: str = "auto") -> str | None:
+    """The name of the format that a row has, the preferred one first; None if it has none."""
+    if preferred in FORMATS and FORMATS[preferred].fits(row):
+        return preferred
+    return next((name for name, form in FORMATS.items() if form.fits(row)), None)
+
+
+def to_records(row: Any, source: str, kind: str, preferred: str = "auto", columns: dict[str, str] = {},
+               options: dict = {}) -> list[dict | Fault]:  # fmt: skip
+    """The records of one raw row, and a Fault for each that cannot be used: at least one item.
+
+    kind: sft or pref. columns: our name -> theirs. A conversation that goes on after its last answer is cut there, and
+    says so in meta.repairs.
+    """
+    if isinstance(row, Fault):
+        return [row]
+    if columns and isinstance(row, dict):
+        row = row | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+    name = detect(row, preferred)
+    if name is None:
+        if not isinstance(row, dict):
+            return [Fault("row_is_not_a_mapping", excerpt(row))]
+        return [Fault("missing_column", f"no known layout has the columns {', '.join(sorted(row))}")]
+    if FORMATS[name].kind != kind:
+        return [Fault(f"is_{FORMATS[name].kind}_not_{kind}", f"the row has the layout {name}")]
+    if name == "oasst_trees":
+        return [item for _, item in conversation_records(oasst.flat_messages(row), source, options)]
+    try:
+        drafts = FORMATS[name].read(row, options)
+        if kind == "sft" and isinstance(row, dict) and (row.get("label") is False or row.get("kto_tag") is False):
+            raise Unusable("labelled_undesirable", "the answer is labelled as a bad one")
+    except Unusable as error:
+        return [Fault(error.reason, error.detail)]
+    return [finished(draft, source, row if len(drafts) == 1 else [row, i]) for i, draft in enumerate(drafts)]
+
+
+def conversation_records(rows: list[Any], source: str, options: dict) -> list[tuple[list[int], dict | Fault]]:
+    """Open Assistant messages as conversations: (indices of its messages, record | Fault) of each conversation, and
+    ([index], Fault) of each message that is in none."""
+    found, faults = oasst.conversations(rows, options.get("paths", "best"))
+    items = []
+    for path in found:
+        turns = [{"role": oasst.ROLE_OF[rows[i]["role"].lower()], "content": rows[i]["text"]} for i in path]
+        items.append((path, finished({"messages": turns}, source, turns)))
+    return items + [([index], fault) for index, fault in faults.items()]
+
+
+def finished(draft: dict, source: str, original: Any) -> dict | Fault:
+    """A draft with id, source and meta, cut at its last answer, or why it cannot be used."""
+    meta = dict(draft.get("meta", {}))
+    record = {"id": record_id(source, original), "source": source}
+    record |= {key: value for key, value in draft.items() if key != "meta" and value is not None}
+    turns = record.get("messages")
+    while turns and turns[-1]["role"] in ("user", "tool") and any(t["role"] == "assistant" for t in turns):
+        meta.setdefault("repairs", []).append(f"trailing_{turns[-1]['role']}_turn_cut")
+        turns = record["messages"] = turns[:-1]
+    fault = fault_in(record)
+    return Fault(fault, excerpt(original, 120)) if fault else record | {"meta": meta}
+
+
+# ------------------------------------------------------------------ a user's own file, read by the training scripts
+
+
+def read_training_file(path: Path, kind: str, max_bad_rows: float) -> tuple[list[dict], Counter, list[str]]:
+    """(records, reason -> count of rows not used, those rows as `file:line: reason: detail`) of any known layout.
+
+    Records that prepare_data wrote pass through as they are. Raises UserFault if the file is damaged, or more than
+    `max_bad_rows` of its rows cannot be used.
+    """
+    found, lines, tree_rows = [], [], []
+    for number, row in read_rows(path):
+        if is_record(row, kind):
+            fault = fault_in(row)
+            found.append((number, Fault(fault, excerpt(row)) if fault else row))
+        elif kind == "sft" and oasst.is_message(row):
+            tree_rows.append(row)
+            lines.append(number)
+        else:
+            found += [(number, item) for item in to_records(row, path.stem, kind)]
+    if tree_rows:
+        found += [(lines[rows[0]], item) for rows, item in conversation_records(tree_rows, path.stem, {})]
+    found = [(n, Fault("lone_surrogate", "half of a character") if _is_broken_text(i) else i) for n, i in found]
+    bad = [(number, item) for number, item in found if isinstance(item, Fault)]
+    faults = [f"{shown(path)}:{number}: {fault.reason}: {fault.detail}" for number, fault in bad]
+    faulty = sum(fault.reason not in BY_CHOICE for _, fault in bad)
+    check_bad_rows(path, len(found), faulty, faults, max_bad_rows)
+    return [i for _, i in found if not isinstance(i, Fault)], Counter(fault.reason for _, fault in bad), faults
+
+
+def is_record(row: Any, kind: str) -> bool:
+    """Whether a row is already a record of this kind."""
+    own = {"id", "source", "messages"} if kind == "sft" else {"id", "source", "prompt", "chosen", "rejected"}
+    if not isinstance(row, dict) or not own <= row.keys() <= own | {"meta", "tools"}:
+        return False
+    return all(isinstance(row[name], list) for name in own - {"id", "source"})
+
+
+def _is_broken_text(item: dict | Fault) -> bool:
+    return isinstance(item, dict) and any(
+        has_lone_surrogate(turn["content"])
+        for part in ("messages", "prompt", "chosen", "rejected") for turn in item.get(part, [])
+    )  # fmt: skip
+
+
+def check_bad_rows(path: Path, rows: int, bad: int, shown_faults: list[str], max_bad_rows: float) -> None:
+    """UserFault if more than `max_bad_rows` of the rows of a file cannot be used, with the first of them."""
+    if not rows or bad <= max_bad_rows * rows:
+        return
+    listed = "\n".join(f"    {line[:240]}" for line in shown_faults[:5])
+    enough = min(1.0, bad / rows + 0.001)
+    raise UserFault(
+        f"{shown(path)}: {bad} of {rows} rows cannot be used ({bad / rows:.1%}, allowed: {max_bad_rows:.1%})\n"
+        f"  the first of them:\n{listed}\n"
+        f"  mend the file; or allow it: --set max_bad_rows={enough:.3f} (in a training config: data.max_bad_rows)"
+    )

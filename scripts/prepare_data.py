@@ -1,0 +1,77 @@
+"""
+Raw public sets -> clean, split JSONL and a data card.
+
+    python -m scripts.prepare_data                                  # configs/data.yaml
+    python -m scripts.prepare_data --config configs/data.yaml --dry-run
+    python -m scripts.prepare_data --stage pref --pref-mix dpo_en_zh_20k=1 --pref-max-samples 20000
+    python -m scripts.prepare_data --list                           # the catalogue of known sets
+
+Files in data_raw/<key>/ are used as they are; a set without files is downloaded there first. Writes
+{sft,pref}_{train,val,test}.jsonl, {sft,pref}_dropped.jsonl.zst, {sft,pref}_card.md and {sft,pref}_manifest.json.
+"""
+
+import sys
+
+sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # `python scripts/X.py` works like `-m`
+
+from posttrain.cli import opened, run_stage, share_list, truth  # noqa: E402
+from posttrain.config import Loaded  # noqa: E402
+from posttrain.data.catalogue import print_catalogue  # noqa: E402
+from posttrain.data.preview import plan_set, plan_tokenizer  # noqa: E402
+from posttrain.plan import Plan  # noqa: E402
+from posttrain.runs import AlreadyDone, open_run  # noqa: E402
+from posttrain.stages import PrepareData  # noqa: E402
+
+FLAGS = {
+    "--stage": ("stage", str),
+    "--sft-max-samples": ("sft.max_samples", int),
+    "--pref-max-samples": ("pref.max_samples", int),
+    "--sft-mix": ("sft.mix", share_list),
+    "--pref-mix": ("pref.mix", share_list),
+    "--min-cn-ratio": ("rules.min_cn_ratio", float),
+    "--allow-english-fallback": ("rules.allow_english_fallback", truth),
+    "--seed": ("seed", int),
+}
+
+
+def kinds_of(config: PrepareData) -> list[str]:
+    """The sets to build: those asked for by `stage`; with `all`, those whose mix names a source."""
+    if config.stage != "all":
+        return [config.stage]
+    return [kind for kind in ("sft", "pref") if getattr(config, kind).mix]
+
+
+def plan(plan: Plan) -> None:
+    """Sources found or pending, first records, sampling plan, outputs."""
+    kinds = kinds_of(plan.config)
+    if not kinds:
+        plan.faults.append("sft.mix and pref.mix are both empty: name at least one source (--list prints them)")
+    plan_tokenizer(plan)
+    for kind in kinds:
+        plan_set(plan, kind)
+
+
+def main(loaded: Loaded) -> None:
+    """Build each set that was asked for; one that is complete and unchanged is left as it is."""
+    from posttrain.data.pipeline import build, inputs_of, resolved_sources
+
+    config = loaded.config
+    for kind in kinds_of(config):
+        sources = resolved_sources(loaded, kind)
+        inputs = inputs_of(sources)
+        other = {"sft": "pref", "pref": "sft"}[kind]
+        described = {s.key: s.entry.model_dump(mode="json") if s.entry else None for s in sources}
+        try:
+            run = open_run(config.output_dir, loaded, inputs, prefix=f"{kind}_", rebuild=True,
+                           ignore=("stage", f"{other}."), extra_identity={"catalogue": described})  # fmt: skip
+        except AlreadyDone as done:
+            print(f"{kind}: {done}", flush=True)
+            continue
+        build(loaded, kind, sources, opened(run), inputs)
+
+
+if __name__ == "__main__":
+    if "--list" in sys.argv:
+        sys.argv.remove("--list")
+        run_stage(PrepareData, lambda plan: None, print_catalogue, default_config="configs/data.yaml")
+    run_stage(PrepareData, plan, main, default_config="configs/data.yaml", description=__doc__, flags=FLAGS)
