@@ -12,7 +12,7 @@ from posttrain import runs
 from posttrain.blocks import Training
 from posttrain.config import Loaded, in_project, leaves, read_yaml, schema_keys, shown
 from posttrain.errors import UserFault
-from posttrain.export import BOUNDS, PRECISIONS
+from posttrain.export_checks import BOUNDS, PRECISIONS
 from posttrain.forecast import memory
 from posttrain.plan import origin_of
 from posttrain.runs import read_json

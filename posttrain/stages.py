@@ -283,9 +283,9 @@ class MakeDemo(StageConfig):
     """Everything of the demo goes under here."""
     seed: int = 42
     """Seed of corpus, tokenizer and base."""
-    base_steps: int = Field(300, ge=1)
+    base_steps: int = Field(800, ge=1)
     """Optimiser steps of the base's own short pre-training."""
-    base_batch_size: int = Field(16, ge=1)
+    base_batch_size: int = Field(4, ge=1)
     """Sequences per pre-training step."""
 
 

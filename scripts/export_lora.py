@@ -1,0 +1,104 @@
+"""
+A finished training run to a folder that can be served: the adapter alone, or merged weights, checked after reloading.
+
+    python -m scripts.export_lora --config configs/sft.yaml --dry-run
+    python -m scripts.export_lora --config configs/sft.yaml --dry-run false
+    python -m scripts.export_lora --config configs/orpo.yaml --set export.mode=merged --set export.dtype=bfloat16
+
+Reads a training config: its `output_dir` is the run, its `export:` block says what is made of it.
+"""
+
+import sys
+
+sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # `python scripts/X.py` works too
+
+from pathlib import Path  # noqa: E402
+
+from posttrain import export, export_checks, export_plan, runs  # noqa: E402
+from posttrain.blocks import Training  # noqa: E402
+from posttrain.cli import opened, run_stage  # noqa: E402
+from posttrain.config import Loaded, in_project, shown  # noqa: E402
+from posttrain.plan import Plan, command_of  # noqa: E402
+
+
+def plan(plan: Plan) -> None:
+    """The run (there, or pending), what is written and how large it is, the checks and their bounds."""
+    cfg = plan.config
+    block = export_plan.block_of(cfg)
+    manifest, status = (runs.read_json(cfg.output_dir / f"{name}.json") for name in ("manifest", "status"))
+    trainer = command_of(cfg.name, plan.loaded.path)
+    if manifest is None:
+        state = f"unfinished ({status['state']})" if status else "not there yet"
+        line = f"run: {shown(cfg.output_dir)} is {state}, made by: {trainer}"
+        (plan.pending if plan.dry_run else plan.faults).append(line)
+    elif manifest["stage"] != cfg.name:
+        plan.faults.append(f"run: {shown(cfg.output_dir)} was made by {manifest['stage']}, the config is of {cfg.name}")
+    else:
+        plan.fact("inputs", f"run: {shown(cfg.output_dir)} ({manifest['stage']} of {manifest['created']})")
+        plan.fact("inputs", f"base: {manifest['base']['id']}, fingerprint {manifest['base']['fingerprint'][:12]}")
+        fault = export_plan.other_base(plan.loaded, manifest)
+        plan.faults += [fault] if fault else []
+    plan.faults += export_plan.faults_of_place(block)
+    size, note = export_plan.size(block, cfg, manifest)
+    plan.make(block.output_dir, size, note)
+    for line in export_plan.checks(block, cfg, manifest):
+        plan.fact("notes", line)
+
+
+def conversations(manifest: dict, count: int) -> tuple[list[dict], str]:
+    """(conversations spread evenly over a file of the run, that file): validation rows, else training rows, else what
+    the template was locked with."""
+    from posttrain.data import sources
+
+    kind = "sft" if manifest["stage"] == "train_sft" else "pref"
+    roles = sorted(manifest["inputs"], key=lambda role: (not role.startswith("val:"), role))
+    for role in (r for r in roles if r.startswith(("val:", "train:"))):
+        file = in_project(Path(manifest["inputs"][role]["path"]))
+        if not file.is_file():
+            continue
+        rows = sources.read_training_file(file, kind, 1.0)[0]
+        rows = [{"messages": r.get("messages") or r["prompt"] + r["chosen"], "tools": r.get("tools")} for r in rows]
+        if rows:
+            count = min(count, len(rows))
+            return [rows[i * len(rows) // count] for i in range(count)], shown(file)
+    return [{"messages": probe["messages"]} for probe in manifest["template"]["golden"]], "the probes of the template"
+
+
+def main(loaded: Loaded) -> None:
+    """Check the adapter, write, reload, compare, and only then make it the output."""
+    from posttrain import chat, model, model_card
+    from posttrain.agreement import MAX_TOKENS
+
+    cfg: Training = loaded.config
+    block = export_plan.block_of(cfg)
+    manifest = runs.read_manifest(cfg.output_dir, "run")
+    export_checks.check_adapter(cfg.output_dir, manifest)
+    facts = model.check_same_base([model.adapter_facts(cfg.output_dir)])
+    inputs = {"adapter": runs.describe_file(cfg.output_dir / "adapter_model.safetensors"), "base": manifest["base"]}
+    fresh = not (block.output_dir / "manifest.json").is_file()
+    run = opened(runs.open_run(block.output_dir, loaded.model_copy(update={"config": block}), inputs, rebuild=fresh,
+                               keys="export."))  # fmt: skip
+
+    trust = cfg.model.trust_remote_code
+    tokenizer = model.load_tokenizer(cfg.output_dir, trust_remote_code=trust)
+    chat.check_golden(tokenizer, manifest["template"]["golden"])
+    talks, source = conversations(manifest, block.num_check_prompts)
+    rows = [chat.chat_ids(tokenizer, talk["messages"], talk.get("tools"))[0][:MAX_TOKENS] for talk in talks]
+    precision = export_checks.PRECISIONS[manifest["precision"].removeprefix("torch.")]
+    dtype = export_plan.dtype_of_export(block, facts.base_path)
+    with export.unfinished(block.output_dir) as part:
+        results = export.make(block, facts, precision, dtype, rows, part, trust)
+        results |= {"check_rows": len(rows), "check_source": source}
+        export.save_tokenizer(tokenizer, talks, part)
+        (part / "README.md").write_text(model_card.text(block, facts, results), encoding="utf-8")
+    outputs = sorted(p for p in block.output_dir.iterdir() if p.is_file() and p.name not in export.RECORD)
+    run.finish("model" if block.mode == "merged" else "adapter_export", inputs, outputs, {"adapter": cfg.output_dir},
+               results, base=manifest["base"], template=manifest["template"])  # fmt: skip
+    print(f"export_lora: done. {shown(block.output_dir)} holds "
+          + (f"the merged model in {dtype} ({results['why']})" if block.mode == "merged" else "the adapter")
+          + f"; checked on {len(rows)} conversations of {source}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_stage(Training, plan, main, default_config="configs/sft.yaml", description=__doc__, name="export_lora",
+              choose=export_plan.training_class)  # fmt: skip
