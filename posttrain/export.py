@@ -211,10 +211,10 @@ def save_tokenizer(tokenizer, conversations: list[dict], part: Path) -> None:
     and encodes every check conversation as training did. CheckFailed if not."""
     from transformers import AutoTokenizer
 
-    from posttrain import chat
+    from posttrain import templates
 
     trained = tokenizer.chat_template
-    tokenizer.chat_template = chat.serving_template(trained)
+    tokenizer.chat_template = templates.serving_template(trained)
     tokenizer.save_pretrained(part)
     tokenizer.chat_template = trained
     served = AutoTokenizer.from_pretrained(part)

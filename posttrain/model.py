@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
-from posttrain import blocks, chat, hub, runs
+from posttrain import blocks, chat, hub, runs, templates
 from posttrain.config import in_project, shown
 from posttrain.errors import UserFault
 
@@ -149,7 +149,7 @@ def attention(asked: str) -> str:
 def load_tokenizer(path: Path, chat_template: str = "auto", trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a base or of a run, with the training template locked in and a padding token set."""
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    template = chat.choose_template(tokenizer, chat_template)
+    template = templates.choose_template(tokenizer, chat_template)
     chat.lock_template(tokenizer, template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = "<|endoftext|>" if "<|endoftext|>" in tokenizer.get_vocab() else tokenizer.eos_token

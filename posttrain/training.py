@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainingArguments
 
-from posttrain import callbacks, chat, model, runs
+from posttrain import callbacks, chat, model, runs, templates
 from posttrain.blocks import Training
 from posttrain.config import Loaded, in_project, shown
 from posttrain.errors import Interrupted, UserFault
@@ -25,7 +25,7 @@ class Start:
 
     base: model.Base
     tokenizer: Any
-    template: chat.Template
+    template: templates.Template
     loss_on: str | None
     adapter_dir: Path | None
     quantization: str
@@ -54,10 +54,10 @@ def _start(cfg, base, loss_on, adapter_dir, quantization, double_quant) -> Start
     source = adapter_dir or base.path
     asked = "auto" if adapter_dir else cfg.model.chat_template
     tokenizer = model.AutoTokenizer.from_pretrained(source, trust_remote_code=cfg.model.trust_remote_code)
-    template = chat.choose_template(tokenizer, asked)
+    template = templates.choose_template(tokenizer, asked)
     tokenizer = model.load_tokenizer(source, asked, cfg.model.trust_remote_code)
     if loss_on:
-        loss_on = chat.learnable(template, loss_on)
+        loss_on = templates.learnable(template, loss_on)
     lora = cfg.lora.model_dump()
     if adapter_dir:
         settings = runs.read_json(adapter_dir / "adapter_config.json")
@@ -174,7 +174,7 @@ def run_inputs(cfg: Training, start: Start) -> dict[str, Any]:
     inputs = {f"train:{shown(p)}": runs.describe_file(p) for p in cfg.data.train_files}
     inputs |= {f"val:{shown(p)}": runs.describe_file(p) for p in cfg.data.val_files}
     inputs["base"] = start.base.facts()
-    inputs["template"] = {"name": start.template.name, "sha256": chat.template_sha(start.template.text)}
+    inputs["template"] = {"name": start.template.name, "sha256": templates.template_sha(start.template.text)}
     if start.adapter_dir:
         inputs["sft"] = runs.describe_file(start.adapter_dir / "adapter_model.safetensors")
     return inputs
@@ -229,7 +229,7 @@ def finish(cfg: Training, loaded: Loaded, run: runs.Run, trainer, start: Start, 
         "adapter", inputs, [cfg.output_dir / "adapter_model.safetensors", cfg.output_dir / "metrics.jsonl",
                             cfg.output_dir / "dropped.jsonl"], parents, results,
         base=start.base.facts(), template={"name": start.template.name, "injects": start.template.injects,
-        "sha256": chat.template_sha(start.template.text), "golden": chat.golden(start.tokenizer)},
+        "sha256": templates.template_sha(start.template.text), "golden": chat.golden(start.tokenizer)},
         quantization={"type": start.quantization, "double_quant": start.double_quant},
         lora=start.lora, data=rows.facts(), schedule=schedule.facts(), seeds={"seed": cfg.trainer.seed},
         peak_memory=callbacks.peak_memory(), precision=str(model.dtype_of(cfg.trainer.precision)),

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from posttrain import chat, hub, model, rows, training
-from posttrain.config import ROOT, shown
+from posttrain.config import shown
 from posttrain.errors import PosttrainError, UserFault
 from posttrain.forecast import memory
 from posttrain.plan import Plan
-from posttrain.runs import read_json
 from posttrain.schedule import Schedule, plan_steps
 
 
@@ -123,38 +122,28 @@ def _estimated(plan: Plan, records: list[dict]) -> None:
 def _memory(plan: Plan, kind: str, start: training.Start | None, schedule: Schedule | None = None) -> None:
     """The forecast against the card, and the disk that checkpoints take."""
     cfg, loaded = plan.config, plan.loaded
-    arch = architecture(cfg, start)
+    found, name, _ = model.find_base(cfg.model)
+    arch = memory.architecture(start.base.id, start.base.path) if start else memory.architecture(name, found)
     if arch is None:
         plan.fact("memory", "no forecast: the base has no config.json on disk and none in configs/models/")
         return
-    vram = loaded.card.get("vram_gib") or None
-    lora = start.lora if start else cfg.lora.model_dump()
-    forecast = memory.estimate(
-        arch, quantization=start.quantization if start else cfg.model.quantization,
-        double_quant=start.double_quant if start else cfg.model.double_quant, precision=cfg.trainer.precision,
-        lora_r=lora["r"], target_modules=lora["target_modules"], max_length=cfg.trainer.max_length,
-        micro_batch=cfg.trainer.per_device_train_batch_size, gradient_checkpointing=cfg.trainer.gradient_checkpointing,
-        packing=getattr(cfg.trainer, "packing", False), stage=cfg.stage, vram_gib=vram,
-    )  # fmt: skip
+    vram = loaded.card.get("vram_gib")
+    of_the_run = {} if start is None else {
+        "quantization": start.quantization, "double_quant": start.double_quant,
+        "lora_r": start.lora["r"], "target_modules": start.lora["target_modules"],
+    }  # fmt: skip
+    forecast = memory.of_config(cfg, cfg.stage, arch, vram, **of_the_run)
     for line in forecast.lines():
         plan.fact("memory", line)
     if forecast.verdict == "NO":
         plan.too_big.append(
-            f"memory: about {forecast.total:.1f} GiB are needed, {loaded.card['card']} has {vram:.1f}\n"
+            f"memory: about {forecast.total:.1f} GiB are needed, {loaded.card['card']} has "
+            f"{vram or memory.machine_gib():.1f}\n"
             "    in this order: a smaller trainer.per_device_train_batch_size, trainer.gradient_checkpointing=true, a "
             "shorter trainer.max_length, model.quantization=nf4, a smaller model.base"
         )
     checkpoints = (cfg.trainer.save_total_limit + 1) * int(3 * forecast.adapters * 2**30)
     plan.make(cfg.output_dir, checkpoints, "checkpoints with optimiser state")
-
-
-def architecture(cfg, start: training.Start | None) -> dict | None:
-    """config.json of the base on disk, else the facts in configs/models/."""
-    if start:
-        return read_json(start.base.path / "config.json")
-    found, name, _ = model.find_base(cfg.model)
-    return read_json((found or Path("/nowhere")) / "config.json") or read_json(
-        ROOT / "configs/models" / f"{name.rpartition('/')[2]}.json")  # fmt: skip
 
 
 def _collect(plan: Plan, check) -> None:

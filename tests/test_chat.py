@@ -4,7 +4,7 @@ import pytest
 from conftest import PLAIN_CHATML, make_base, shared
 from transformers import AutoTokenizer
 
-from posttrain import chat, model
+from posttrain import chat, model, templates
 from posttrain.errors import CheckFailed, UserFault
 
 USER, ANSWER = {"role": "user", "content": "3加4等于多少？"}, {"role": "assistant", "content": "7。"}
@@ -36,10 +36,10 @@ def test_end_of_turn_is_always_trained(tokenizer):
 
 def test_known_templates_are_recognised_and_injections_named():
     tokenizer = AutoTokenizer.from_pretrained(shared("tokenizers/qwen2"))
-    template = chat.choose_template(tokenizer, "auto")
+    template = templates.choose_template(tokenizer, "auto")
     assert template.name == "qwen2" and "You are a helpful assistant." in template.injects
     tokenizer.chat_template = PLAIN_CHATML
-    assert chat.choose_template(tokenizer, "auto").name == "chatml"
+    assert templates.choose_template(tokenizer, "auto").name == "chatml"
 
 
 @pytest.mark.parametrize("file, name", [("qwen2_5", "qwen2.5"), ("qwen3_instruct_2507", "chatml_tools"),
@@ -49,9 +49,9 @@ def test_published_qwen_templates_are_recognised(tokenizer, file, name):
     from importlib.resources import files
 
     tokenizer.chat_template = files("trl").joinpath(f"chat_templates/{file}.jinja").read_text()
-    template = chat.choose_template(tokenizer, "auto")
+    template = templates.choose_template(tokenizer, "auto")
     assert template.name == name
-    assert (chat.learnable(template, "assistant") == "last_assistant") == (name == "qwen3_thinking_off")
+    assert (templates.learnable(template, "assistant") == "last_assistant") == (name == "qwen3_thinking_off")
 
 
 @pytest.mark.parametrize("text, asked, needle", [
@@ -62,7 +62,7 @@ def test_a_template_that_cannot_be_used_names_the_choices(base, text, asked, nee
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = text
     with pytest.raises(UserFault, match="chatml") as fault:
-        chat.choose_template(tokenizer, asked)
+        templates.choose_template(tokenizer, asked)
     assert needle in str(fault.value)
 
 
@@ -72,22 +72,22 @@ def test_special_tokens_must_be_in_the_vocabulary(tmp_path):
     custom = tmp_path / "t.jinja"
     custom.write_text("{% for m in messages %}<|turn|>{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
     with pytest.raises(UserFault, match=r"<\|turn\|>"):
-        chat.choose_template(tokenizer, str(custom))
+        templates.choose_template(tokenizer, str(custom))
 
 
 def test_serving_template_renders_the_same_without_marks(tokenizer):
-    for text in chat.TEMPLATES.values():
-        served = chat.serving_template(text)
+    for text in templates.TEMPLATES.values():
+        served = templates.serving_template(text)
         assert "generation %}" not in served.replace("add_generation", "")
-        for messages in chat.PROBES:
-            assert chat._render(tokenizer, text, messages) == chat._render(tokenizer, served, messages)
-    assert chat.template_sha(text) == chat.template_sha(served)
+        for messages in templates.PROBES:
+            assert templates._render(tokenizer, text, messages) == templates._render(tokenizer, served, messages)
+    assert templates.template_sha(text) == templates.template_sha(served)
 
 
 def test_golden_names_the_first_differing_token(tokenizer, base):
     recorded = chat.golden(tokenizer)
     chat.check_golden(tokenizer, recorded)
-    tokenizer.chat_template = chat.TEMPLATES["qwen2"]
+    tokenizer.chat_template = templates.TEMPLATES["qwen2"]
     with pytest.raises(CheckFailed, match="at token"):
         chat.check_golden(tokenizer, recorded)
 
@@ -99,7 +99,7 @@ def record(messages, number=0, **more):
 def test_every_record_has_one_fate(tokenizer):
     long = {"role": "assistant", "content": "很长" * 200}
     records = [record([USER, ANSWER], 0), record([USER, long], 1), record([USER, long, USER, ANSWER], 2),
-               record([USER, ANSWER], 3, tools=[chat._TOOL])]  # fmt: skip
+               record([USER, ANSWER], 3, tools=[templates._TOOL])]  # fmt: skip
     encoded = chat.encode_chats(tokenizer, records, 64, "assistant", "drop")
     assert encoded.fates == {"kept": 1, "longer_than_max_length": 2, "template_without_tools": 1}
     assert [d["id"] for d in encoded.dropped] == ["r1", "r2", "r3"]

@@ -33,7 +33,7 @@ def make_wider_base(directory: Path, seed: int = 0) -> None:
 
 def make_run(directory: Path, base: Path, quantization: str = "none", steps: int = 8) -> None:
     """A finished train_sft run: an adapter after some real steps, tokenizer with the training template, manifest."""
-    from posttrain import blocks, chat, model
+    from posttrain import blocks, chat, model, templates
 
     tokenizer = model.load_tokenizer(base, "chatml")
     torch.manual_seed(1)
@@ -52,7 +52,7 @@ def make_run(directory: Path, base: Path, quantization: str = "none", steps: int
         "inputs": {f"{role}:val.jsonl": runs.describe_file(data) for role in ("train", "val")},
         "outputs": [runs.describe_file(directory / "adapter_model.safetensors")], "results": {"steps": steps},
         "base": {"id": str(base), "path": str(base), "fingerprint": runs.fingerprint(base)}, "git": {"commit": None},
-        "template": {"name": "chatml", "sha256": chat.template_sha(tokenizer.chat_template),
+        "template": {"name": "chatml", "sha256": templates.template_sha(tokenizer.chat_template),
                      "golden": chat.golden(tokenizer)},
         "quantization": {"type": quantization, "double_quant": True}, "precision": "torch.float32",
     })  # fmt: skip

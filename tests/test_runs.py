@@ -4,6 +4,8 @@ import json
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +87,8 @@ def test_a_second_process_is_refused(open_):
     run = open_()
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "train_sft"])
     try:
+        while b"train_sft" not in Path(f"/proc/{sleeper.pid}/cmdline").read_bytes():
+            time.sleep(0.01)  # a child is a copy of this process until it becomes the program
         status = json.loads(run.status_path.read_text()) | {"pid": sleeper.pid, "host": socket.gethostname()}
         run.status_path.write_text(json.dumps(status))
         with pytest.raises(UserFault, match=f"process {sleeper.pid} is at work"):
