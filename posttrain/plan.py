@@ -122,8 +122,9 @@ def command_of(stage: str, config: Path) -> str:
 
 def who_makes(path: Path, config_dir: Path, not_stage: str) -> str | None:
     """The command of the stage whose output directory holds `path`, by the YAMLs next to the one in use (and in
-    configs/), or None."""
+    configs/), or None. Of several, the one with the deepest directory: make_demo's holds those of all the others."""
     for directory in dict.fromkeys((config_dir, ROOT / "configs")):
+        makers = {}
         for file in sorted(directory.glob("*.yaml")):
             stage = stage_of(file)
             if not stage or stage == not_stage:
@@ -133,7 +134,9 @@ def who_makes(path: Path, config_dir: Path, not_stage: str) -> str | None:
             except (PosttrainError, ValueError, AttributeError):
                 continue  # a config with faults, or of a stage without an output directory, makes nothing
             if path == output or output in path.parents:
-                return command_of(stage, file)
+                makers.setdefault(len(output.parts), command_of(stage, file))
+        if makers:
+            return makers[max(makers)]
     return None
 
 

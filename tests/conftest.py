@@ -1,5 +1,7 @@
 """What tests share: the project's root, real records where they are at hand, and a tiny base built from config."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -104,3 +106,29 @@ def make_base(path: Path, seed: int = 0, template: str | None = PLAIN_CHATML, hi
 def base(tmp_path_factory) -> Path:
     """A tiny random base."""
     return make_base(tmp_path_factory.mktemp("base"))
+
+
+def make_adapter(base: Path, path: Path, seed: int, scale: float = 0.4) -> Path:
+    """A random LoRA adapter that changes the base, as PEFT saves it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, scale)
+    model.save_pretrained(path)
+    return path
+
+
+def run_here(stage, plan, main, *args: str) -> subprocess.CompletedProcess:
+    """A stage's command in this process, which has imported torch already; shaped like run_command's result."""
+    from posttrain.cli import run_stage
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        run_stage(stage, plan, main, default_config="", argv=list(args))
+    return subprocess.CompletedProcess(args, ended.value.code, out.getvalue(), err.getvalue())

@@ -99,6 +99,12 @@ def detect(row: Any, preferred: str = "auto") -> str | None:
     return next((name for name, form in FORMATS.items() if form.fits(row)), None)
 
 
+def json_type(value: Any) -> str:
+    """JSON's name for the type of a value."""
+    names = {type(None): "null", bool: "boolean", str: "text", list: "list", dict: "mapping"}
+    return names.get(type(value), "number")
+
+
 def to_records(row: Any, source: str, kind: str, preferred: str = "auto", columns: dict[str, str] = {},
                options: dict = {}) -> list[dict | Fault]:  # fmt: skip
     """The records of one raw row, and a Fault for each that cannot be used: at least one item.
@@ -114,7 +120,8 @@ def to_records(row: Any, source: str, kind: str, preferred: str = "auto", column
     if name is None:
         if not isinstance(row, dict):
             return [Fault("row_is_not_a_mapping", excerpt(row))]
-        return [Fault("missing_column", f"no known layout has the columns {', '.join(sorted(row))}")]
+        columns_found = ", ".join(f"{key} ({json_type(value)})" for key, value in sorted(row.items()))
+        return [Fault("missing_column", f"no known layout has the columns {columns_found}: {excerpt(row)}")]
     if FORMATS[name].kind != kind:
         return [Fault(f"is_{FORMATS[name].kind}_not_{kind}", f"the row has the layout {name}")]
     if name == "oasst_trees":

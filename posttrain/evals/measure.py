@@ -1,0 +1,173 @@
+"""
+The whole evaluation: every model on every task and test file, each measurement kept as soon as it is made.
+
+A measurement is kept under a key over everything that decides it (weights, template, items, settings), so that the same
+command goes on after an interruption, and another config measures again only what it changes.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from posttrain import templates
+from posttrain.evals import harness, heldout
+from posttrain.evals.models import BASE, Lineup, each_model
+from posttrain.records import write_jsonl
+from posttrain.runs import read_json, sha256, write_json
+from posttrain.stages import EvalHarness
+
+
+class Kept:
+    """Finished measurements in output_dir/partial/<model>/<what>.json, with their items in samples/."""
+
+    def __init__(self, cfg: EvalHarness, lineup: Lineup, inputs: dict[str, Any]):
+        self.cfg, self.lineup, self.inputs = cfg, lineup, inputs
+
+    def key(self, model: str, content: Any) -> str:
+        """Over the model, the settings, and `content`, which says what is measured."""
+        cfg, lineup = self.cfg, self.lineup
+        adapter = self.inputs.get(f"adapter:{model}", {}).get("sha256")
+        settings = [lineup.quantization, lineup.double_quant, cfg.precision, lineup.template_sha, cfg.seed,
+                    metadata.version("lm_eval"), metadata.version("transformers")]  # fmt: skip
+        text = json.dumps([lineup.fingerprint, adapter, settings, content], default=str, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def get(self, model: str, what: str, key: str) -> dict[str, Any] | None:
+        """A measurement that was made under this key, or None."""
+        stored = read_json(self._file(model, what))
+        return stored if stored and stored["key"] == key else None
+
+    def put(self, model: str, what: str, key: str, score: dict[str, Any], samples: list[dict]) -> dict[str, Any]:
+        """Keep one measurement: the samples first, so that a score on disk always has them."""
+        write_jsonl(self.cfg.output_dir / "samples" / model / f"{what}.jsonl", samples)
+        self._file(model, what).parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._file(model, what), {"key": key, **score})
+        return score
+
+    def _file(self, model: str, what: str) -> Path:
+        return self.cfg.output_dir / "partial" / model / f"{what}.json"
+
+
+def measure_all(cfg: EvalHarness, lineup: Lineup, tasks: harness.Tasks, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The content of results.json. Prints a line for each measurement."""
+    kept = Kept(cfg, lineup, inputs)
+    names = ([BASE] if cfg.include_base else []) + list(lineup.adapters)
+    work = {leaf: TaskWork(cfg, leaf, task) for leaf, task in tasks.leaves.items()}
+    tests = {role: rows for role in ("sft_test", "pref_test") if (rows := TestWork.of(role, cfg, lineup))}
+    scores: dict[str, dict[str, dict]] = {name: {} for name in names}
+    for name in names:
+        for what, item in (work | tests).items():
+            before = kept.get(name, what, kept.key(name, item.content()))
+            scores[name] |= {what: before} if before else {}
+    total, there = len(names) * len(work | tests), sum(map(len, scores.values()))
+    if there:
+        print(f"{there} of {total} measurements are kept from before", flush=True)
+    missing = [name for name in names if len(scores[name]) < len(work | tests)]
+    for name, lm in each_model(lineup, missing, cfg.precision):
+        wrapped = harness.wrap(lm, lineup.tokenizer, cfg.batch_size, cfg.apply_chat_template)
+        for what, item in (work | tests).items():
+            if what not in scores[name]:
+                began = time.perf_counter()
+                score, samples = item.measure(wrapped)
+                score["seconds"] = round(time.perf_counter() - began, 2)
+                scores[name][what] = kept.put(name, what, kept.key(name, item.content()), score, samples)
+                print(f"  {name}: {what}: {item.line(score)}, {score['seconds']:.1f} s", flush=True)
+    return _results(tasks, tests, names, scores)
+
+
+def _results(tasks, tests, names, scores) -> dict[str, Any]:
+    rows, subtasks = harness.task_rows(tasks, scores)
+    warnings = {f"{name}, {leaf}": some[leaf]["warnings"] for name, some in scores.items() for leaf in tasks.leaves
+                if some[leaf]["warnings"]}  # fmt: skip
+    results: dict[str, Any] = {"models": names, "tasks": rows, "subtasks": subtasks}
+    summaries = {"sft_test": heldout.loss_summary, "pref_test": heldout.preference_summary}
+    for role, summary in summaries.items():
+        results[role] = None
+        if role in tests:
+            columns = {name: [tuple(pair) for pair in scores[name][role]["logps"]] for name in names}
+            results[role] = summary(columns, tests[role].test.dropped, names[0])
+    return results | {"warnings": warnings}
+
+
+class TaskWork:
+    """One lm-eval task, as something to measure."""
+
+    def __init__(self, cfg: EvalHarness, name: str, task):
+        self.cfg, self.task = cfg, task
+        files = (task.get_config("dataset_kwargs") or {}).get("data_files") or {}
+        files = list(files.values()) if isinstance(files, dict) else [files]
+        # A function that lm-eval cannot give the source of stands there with its address in memory.
+        config = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(task.dump_config(), default=str, sort_keys=True))
+        self._content = [name, config, [sha256(Path(f)) for f in files if Path(str(f)).is_file()], cfg.limit,
+                         cfg.apply_chat_template]  # fmt: skip
+
+    def content(self) -> list:
+        return self._content
+
+    def measure(self, wrapped) -> tuple[dict[str, Any], list[dict]]:
+        return harness.measure(wrapped, self.task, self.cfg)
+
+    def line(self, score: dict[str, Any]) -> str:
+        metrics = ", ".join(f"{harness.metric_name(key)} {value:.4f}" for key, value in score["metrics"].items())
+        return f"{metrics} ({score['n']} items)"
+
+
+class TestWork:
+    """One file of held-out rows, as something to measure."""
+
+    __test__ = False  # not a test class of pytest
+
+    def __init__(self, role: str, cfg: EvalHarness, tokenizer, test: heldout.TestRows):
+        self.role, self.cfg, self.tokenizer, self.test = role, cfg, tokenizer, test
+
+    @classmethod
+    def of(cls, role: str, cfg: EvalHarness, lineup: Lineup) -> "TestWork | None":
+        """The rows of cfg.sft_test or cfg.pref_test, encoded; None where the config leaves them out."""
+        path = getattr(cfg, role)
+        if path is None:
+            return None
+        tokenizer, longest = lineup.tokenizer, max_length(cfg, lineup)
+        key = "messages" if role == "sft_test" else "chosen"
+        records, bad = heldout.read_records(path, key, cfg.max_test_rows, cfg.seed)
+        if role == "sft_test":
+            loss_on = templates.learnable(templates.choose_template(tokenizer, "auto"), "assistant")
+            test = heldout.encode_chats(tokenizer, records, longest, loss_on)
+        else:
+            test = heldout.encode_pairs(tokenizer, records, longest)
+        test.dropped += bad
+        heldout.require(path, test, longest)
+        return cls(role, cfg, tokenizer, test)
+
+    def content(self) -> list:
+        return [self.role, self.test.rows]
+
+    def measure(self, wrapped) -> tuple[dict[str, Any], list[dict]]:
+        logps = heldout.answer_logps(wrapped.model, self.test.rows, self.tokenizer.pad_token_id, self.cfg.batch_size)
+        if self.role == "sft_test":
+            samples = [{"id": i, "logp": logp, "tokens": n} for i, (logp, n) in zip(self.test.ids, logps, strict=True)]
+        else:
+            pairs = zip(self.test.ids, logps[::2], logps[1::2], strict=True)
+            samples = [{"id": i, "chosen": c[0], "rejected": r[0], "chosen_tokens": c[1], "rejected_tokens": r[1]}
+                       for i, c, r in pairs]  # fmt: skip
+        return {"logps": logps}, samples
+
+    def line(self, score: dict[str, Any]) -> str:
+        columns = {"": [tuple(pair) for pair in score["logps"]]}
+        if self.role == "sft_test":
+            found = heldout.loss_summary(columns, Counter(), None)
+            return f"loss {found['loss']['']:.4f} per answer token ({found['rows']} conversations)"
+        found = heldout.preference_summary(columns, Counter(), None)
+        return f"accuracy {found['accuracy']['']:.4f}, margin {found['margin']['']:+.3f} ({found['rows']} pairs)"
+
+
+def max_length(cfg: EvalHarness, lineup: Lineup) -> int:
+    """Tokens of the longest test row: the config's, else the shortest that one of the adapters was trained with."""
+    if cfg.max_length:
+        return cfg.max_length
+    trained = [f.manifest["config"]["trainer"]["max_length"] for f in lineup.adapters.values() if f.manifest]
+    return min(trained, default=min(lineup.tokenizer.model_max_length, 4096))

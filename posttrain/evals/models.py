@@ -1,0 +1,139 @@
+"""The models under measurement: one base, any number of adapters on it, one tokenizer and one template for all."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain import runs
+from posttrain.config import shown
+from posttrain.errors import UserFault
+from posttrain.plan import Plan
+
+BASE = "base"
+
+
+def names_of(paths: list[Path]) -> dict[str, Path]:
+    """A short name for each adapter: its directory's, with as many parents as it takes to be unique."""
+    named = {}
+    for path in dict.fromkeys(paths):
+        parts, name = list(path.parts), ""
+        while parts and (not name or name in (*named, BASE)):
+            name = f"{parts.pop()}{f'_{name}' if name else ''}".replace("/", "")
+        named[name] = path
+    return named
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """What is measured, checked to be comparable. `adapters` maps a name to model.AdapterFacts."""
+
+    base_id: str
+    base_path: Path
+    fingerprint: str
+    adapters: dict[str, Any]
+    tokenizer: Any
+    template_sha: str
+    quantization: str
+    double_quant: bool
+
+    def inputs(self) -> dict[str, Any]:
+        """As they stand in a manifest."""
+        base = {"id": self.base_id, "path": shown(self.base_path), "fingerprint": self.fingerprint}
+        weights = {f"adapter:{name}": runs.describe_file(facts.dir / "adapter_model.safetensors")
+                   for name, facts in self.adapters.items()}  # fmt: skip
+        return {"base": base, **weights}
+
+    def parents(self) -> dict[str, Path]:
+        return {name: facts.dir for name, facts in self.adapters.items()}
+
+
+def line_up(adapters: dict[str, Path], quantization: str = "run") -> Lineup:
+    """Check that all adapters stand on one base and were trained with one template, and load that tokenizer.
+
+    quantization: `run` is as the adapters were trained. Raises UserFault naming what differs, CheckFailed if a
+    tokenizer encodes otherwise than at training.
+    """
+    from posttrain import chat, model, templates
+
+    facts = {name: model.adapter_facts(path) for name, path in adapters.items()}
+    first = model.check_same_base(list(facts.values()))
+    tokenizers = {}
+    for name, fact in facts.items():
+        if not (fact.dir / "adapter_model.safetensors").is_file():
+            raise UserFault(f"adapter {name}: {shown(fact.dir)} has no adapter_model.safetensors (other weights are "
+                            "not loaded: they can run code)")  # fmt: skip
+        own = (fact.dir / "tokenizer_config.json").is_file()
+        tokenizers[name] = model.load_tokenizer(fact.dir if own else fact.base_path or first.base_path)
+        if fact.manifest:
+            chat.check_golden(tokenizers[name], fact.manifest["template"]["golden"])
+    shas = {name: templates.template_sha(tokenizer.chat_template) for name, tokenizer in tokenizers.items()}
+    _same("chat templates", shas, "compare them in two runs: each must be asked as it was trained")
+    if quantization == "run":
+        kinds = {name: fact.quantization for name, fact in facts.items()}
+        _same("quantisations", kinds, "say which one to measure in: --set quantization=none (or nf4, fp4)")
+    name = next(iter(facts))
+    return Lineup(
+        first.base_id, first.base_path, first.base_fingerprint or runs.fingerprint(first.base_path), facts,
+        tokenizers[name], shas[name], first.quantization if quantization == "run" else quantization, first.double_quant,
+    )  # fmt: skip
+
+
+def _same(what: str, values: dict[str, str], otherwise: str) -> None:
+    if len(set(values.values())) > 1:
+        listed = ", ".join(f"{name}: {value[:40]}" for name, value in values.items())
+        raise UserFault(f"the adapters have different {what} ({listed}); {otherwise}")
+
+
+def each_model(lineup: Lineup, names: list[str], precision: str) -> Iterator[tuple[str, Any]]:
+    """(name, model in eval mode) for each name, `base` among them. The base's weights are loaded once where that cannot
+    change a number. A model is only good until the next one is asked for: the adapter is taken off again.
+    """
+    from posttrain import model
+
+    # bitsandbytes repacks 4-bit weights on a CPU at the first forward pass, and back, with rounding, when an adapter is
+    # loaded: what is measured second would differ (logits by 0.005) from the same measured first.
+    repacked = lineup.quantization != "none" and model.device().type == "cpu"
+    base = None
+    for name in names:
+        if base is None:
+            base = model.load_base(lineup.base_path, precision, lineup.quantization, lineup.double_quant)
+        if name == BASE:
+            yield name, base
+            base = None if repacked else base
+            continue
+        tuned = model.load_adapter(base, lineup.adapters[name].dir).eval()
+        yield name, tuned
+        # PEFT writes trained biases into the base's own layers; only a fresh base is without them.
+        clean = tuned.peft_config["default"].bias == "none" and not repacked
+        base = tuned.unload() if clean else None
+        del tuned
+
+
+def plan_models(plan: Plan, adapters: dict[str, Path], include_base: bool, quantization: str) -> Lineup | None:
+    """State the adapters as inputs of a plan; the checked lineup if all of them are there."""
+    complete = True
+    for name, path in adapters.items():
+        unfinished = (path / "status.json").is_file() and not (path / "manifest.json").is_file()
+        needed = path / ("manifest.json" if unfinished else "adapter_config.json")
+        otherwise = "Name the directory of a training run, or of a PEFT adapter."
+        complete &= plan.need(f"adapter {name}", needed if path.is_dir() else path, otherwise=otherwise)
+    if not complete or not adapters:
+        return None
+    try:
+        lineup = line_up(adapters, quantization)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        plan.faults.append(str(error))
+        return None
+    plan.fact("inputs", f"base: {lineup.base_id} ({shown(lineup.base_path)}, fingerprint {lineup.fingerprint[:12]})")
+    for name, facts in lineup.adapters.items():
+        if facts.manifest is None:
+            plan.fact("notes", f"{name} was not trained here: its base is taken from its adapter_config.json, "
+                               "and cannot be checked by fingerprint")  # fmt: skip
+    order = ([BASE] if include_base else []) + list(adapters)
+    form = "" if lineup.quantization == "none" else f", base in 4 bit ({lineup.quantization})"
+    template = f"one template for all ({lineup.template_sha[:12]})"
+    plan.fact("data", f"models, in this order: {', '.join(order)}{form}; {template}")
+    return lineup

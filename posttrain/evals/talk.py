@@ -1,0 +1,55 @@
+"""A conversation at the terminal, or with lines piped in: multi-turn, streamed, with the adapter on or off."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from posttrain.blocks import Generation
+from posttrain.evals.generate import chat_turn
+from posttrain.evals.models import Lineup, each_model
+from posttrain.records import Message
+
+HELP = "/reset begins anew, /base toggles between adapter and bare base, /help shows this, Ctrl-D ends"
+
+
+def talk(lineup: Lineup, name: str, precision: str, how: Generation) -> None:
+    """Answer every line of standard input until it ends. Nothing is written to disk."""
+    models = each_model(lineup, [name], precision)
+    _, lm = next(models)
+    exact_base = lm.peft_config["default"].bias == "none"
+    print(f"talking to {name} on {lineup.base_id}. {HELP}", flush=True)
+    history: list[Message] = []
+    bare = False
+    for line in _lines():
+        if line == "/reset":
+            history = []
+            print("(a new conversation)", flush=True)
+        elif line == "/base" and not exact_base:
+            print("(not with this adapter: its biases stay when it is switched off)", flush=True)
+        elif line == "/base":
+            bare = not bare
+            print(f"(now the {'bare base' if bare else f'adapter {name}'}; the conversation goes on)", flush=True)
+        elif line == "/help":
+            print(HELP, flush=True)
+        elif line:
+            history.append({"role": "user", "content": line})
+            with lm.disable_adapter() if bare else contextlib.nullcontext():
+                answer = chat_turn(lm, lineup.tokenizer, history, how)
+            if not answer.stopped:
+                print(f"(cut off after {how.max_new_tokens} tokens: chat.max_new_tokens)", flush=True)
+            history.append({"role": "assistant", "content": answer.text})
+
+
+def _lines() -> Iterator[str]:
+    """Lines without their line breaks; at a terminal with a prompt and line editing."""
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (arrow keys and history in input())
+    while True:
+        try:
+            yield input("> ").strip()
+        except EOFError:
+            print()
+            return

@@ -1,0 +1,70 @@
+"""
+Is it better? The base first, then each adapter, on the same items with the same template.
+
+    python -m scripts.eval_harness --config configs/eval.yaml --dry-run
+    python -m scripts.eval_harness --config configs/eval.yaml
+    python -m scripts.eval_harness --set peft_adapter=[outputs/sft,outputs/align] --set tasks=[cmmlu] --set limit=200
+
+Benchmarks come from data_raw/eval/<task>/ (layout: posttrain/evals/local_tasks.py), from task YAMLs of your own
+(task_dir), or from the hub. Every finished (model, task) is kept under output_dir/partial: the same command goes on
+after an interruption, and after a change of the config measures only what changed. output_dir/results.json holds the
+page, samples/<model>/<task>.jsonl every item, tasks/ what `lm-eval run --include_path` needs to repeat it.
+"""
+
+import sys
+
+sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # `python scripts/X.py` works too
+
+import os  # noqa: E402
+
+from posttrain.cli import opened, run_stage  # noqa: E402
+from posttrain.config import ROOT, Loaded, shown  # noqa: E402
+from posttrain.plan import Plan  # noqa: E402
+from posttrain.runs import describe_file, open_run, write_json  # noqa: E402
+from posttrain.stages import EvalHarness  # noqa: E402
+
+
+def plan(plan: Plan) -> None:
+    """Models, tasks with their items, held-out rows, one rendered item, what is written."""
+    from posttrain.evals import models, plan_tasks
+
+    cfg: EvalHarness = plan.config
+    adapters = models.names_of(cfg.peft_adapter)
+    lineup = models.plan_models(plan, adapters, cfg.include_base, cfg.quantization)
+    plan_tasks.plan_tasks(plan, cfg, len(adapters) + cfg.include_base, lineup and lineup.tokenizer)
+    for role, path in (("sft_test", cfg.sft_test), ("pref_test", cfg.pref_test)):
+        if path:
+            plan.need(role, path, f"{cfg.max_test_rows} rows at most", f"Or leave it out: --set {role}=null")
+    plan.make(cfg.output_dir / "results.json")
+    plan.make(cfg.output_dir / "samples", note="<model>/<task>.jsonl, every item with the model's answer")
+
+
+def main(loaded: Loaded) -> None:
+    """Measure model by model, task by task; print and save the page."""
+    os.chdir(ROOT)  # data_files in a task YAML are relative to the project, as every path here
+    from posttrain.evals import harness, measure, models, page, plan_tasks
+
+    cfg: EvalHarness = loaded.config
+    harness.listen()
+    lineup = models.line_up(models.names_of(cfg.peft_adapter), cfg.quantization)
+    chosen = plan_tasks.choose(cfg)
+    tests = {"sft_test": cfg.sft_test, "pref_test": cfg.pref_test}
+    inputs = lineup.inputs() | chosen.inputs(cfg) | {role: describe_file(path) for role, path in tests.items() if path}
+    run = opened(open_run(cfg.output_dir, loaded, inputs, rebuild=not cfg.overwrite))
+
+    chosen.write(cfg.output_dir / "tasks")
+    hints = {name: f"without the hub: {plan_tasks.by_hand(name, cfg)}" for name in chosen.hub}
+    tasks = harness.load_tasks(cfg.tasks, chosen.folders(cfg), chosen.needs_defaults, cfg.num_fewshot, hints)
+    results = measure.measure_all(cfg, lineup, tasks, inputs)
+    results_file = cfg.output_dir / "results.json"
+    write_json(results_file, results)
+    print(f"\n{page.render(results)}\n", flush=True)
+    compact = {key: results[key] for key in ("models", "tasks", "sft_test", "pref_test")}
+    run.finish("eval", inputs, [results_file], lineup.parents(), compact,
+               template={"sha256": lineup.template_sha}, seeds={"seed": cfg.seed})  # fmt: skip
+    items = shown(cfg.output_dir / "samples")
+    print(f"eval_harness: done. {shown(results_file)}; every item: {items}/<model>/<task>.jsonl")
+
+
+if __name__ == "__main__":
+    run_stage(EvalHarness, plan, main, default_config="configs/eval.yaml", description=__doc__)

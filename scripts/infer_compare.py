@@ -1,0 +1,99 @@
+"""
+The same prompts and seeds through the base and any number of adapters; or a conversation with one of them.
+
+    python -m scripts.infer_compare --config configs/compare.yaml --dry-run
+    python -m scripts.infer_compare --config configs/compare.yaml
+    python -m scripts.infer_compare --set adapters.DPO=null --set prompts=my_prompts.txt
+    python -m scripts.infer_compare --chat                      # with the last adapter of the config
+    python -m scripts.infer_compare --chat outputs/align        # with this one
+    echo 你好 | python -m scripts.infer_compare --chat outputs/align
+
+In a conversation: /reset begins anew, /base toggles between adapter and bare base, Ctrl-D ends.
+Answers go to output_dir/answers.jsonl, the before/after table into the manifest.
+"""
+
+import sys
+
+sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # `python scripts/X.py` works too
+
+import argparse  # noqa: E402
+import functools  # noqa: E402
+import shutil  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from posttrain.cli import opened, run_stage  # noqa: E402
+from posttrain.config import Loaded, in_project, shown  # noqa: E402
+from posttrain.plan import Plan  # noqa: E402
+from posttrain.records import read_jsonl, write_jsonl  # noqa: E402
+from posttrain.runs import describe_file, open_run  # noqa: E402
+from posttrain.stages import InferCompare  # noqa: E402
+
+
+def plan(plan: Plan, chat: str | None) -> None:
+    """Models and prompts, the first prompt as it is sent, what is written."""
+    from posttrain.evals import compare, models
+
+    cfg: InferCompare = plan.config
+    adapters = cfg.adapters if chat is None else partner(cfg, chat)
+    lineup = models.plan_models(plan, adapters, cfg.include_base and chat is None, cfg.quantization)
+    if chat is None:
+        compare.plan_prompts(plan, cfg, lineup)
+        plan.make(cfg.output_dir / "answers.jsonl")
+
+
+def partner(cfg: InferCompare, chat: str) -> dict[str, Path]:
+    """Whom to talk to: a column of the config by name, a directory, or (nothing said) the last column."""
+    name = chat or list(cfg.adapters)[-1]
+    path = cfg.adapters.get(name) or in_project(Path(name))
+    return {path.name: path}
+
+
+def main(loaded: Loaded, chat: str | None) -> None:
+    """Generate model by model, keeping each finished one; print answers and table; write answers and manifest."""
+    from posttrain.evals import compare, models
+    from posttrain.evals.generate import generate
+    from posttrain.evals.talk import talk
+
+    cfg: InferCompare = loaded.config
+    if chat is not None:
+        adapters = partner(cfg, chat)
+        talk(models.line_up(adapters, cfg.quantization), next(iter(adapters)), cfg.precision, cfg.chat)
+        return
+    rows, _ = compare.read_prompts(cfg.prompts)
+    lineup = models.line_up(cfg.adapters, cfg.quantization)
+    inputs = {**lineup.inputs(), "prompts": describe_file(cfg.prompts)}
+    run = opened(open_run(cfg.output_dir, loaded, inputs, rebuild=not cfg.overwrite))
+    kept = cfg.output_dir / "partial"
+    if not run.resumed:
+        shutil.rmtree(kept, ignore_errors=True)
+
+    names = ([models.BASE] if cfg.include_base else []) + list(cfg.adapters)
+    missing = [name for name in names if not (kept / f"{name}.jsonl").is_file()]
+    for name, lm in models.each_model(lineup, missing, cfg.precision):
+        answers = generate(lm, lineup.tokenizer, [row["prompt"] for row in rows], cfg.generation, cfg.batch_size)
+        write_jsonl(kept / f"{name}.jsonl", (vars(answer) for answer in answers))
+        print(f"  {name}: {len(answers)} answers", flush=True)
+    columns = {name: list(read_jsonl(kept / f"{name}.jsonl")) for name in names}
+    answered = [{**row, "answers": {name: columns[name][i] for name in names}} for i, row in enumerate(rows)]
+
+    write_jsonl(cfg.output_dir / "answers.jsonl", answered)
+    some = compare.spread(answered)
+    for row in some:
+        print(compare.side_by_side(row, names))
+    if len(some) < len(answered):
+        print(f"... {len(answered) - len(some)} more prompts in {shown(cfg.output_dir / 'answers.jsonl')}")
+    summary = compare.summarise(answered, names)
+    print(f"\n{compare.table(summary, names)}\n", flush=True)
+    run.finish("compare", inputs, [cfg.output_dir / "answers.jsonl"], lineup.parents(), {"models": names, **summary},
+               template={"sha256": lineup.template_sha}, seeds={"seed": cfg.generation.seed})  # fmt: skip
+    print(f"infer_compare: done. {shown(cfg.output_dir / 'answers.jsonl')}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--chat", nargs="?", const="", default=None)
+    asked, others = parser.parse_known_args()
+    run_stage(
+        InferCompare, functools.partial(plan, chat=asked.chat), functools.partial(main, chat=asked.chat),
+        default_config="configs/compare.yaml", description=__doc__, argv=others,
+    )  # fmt: skip
