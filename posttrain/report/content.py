@@ -1,0 +1,279 @@
+"""What the report says, as plain data: read from the manifests and files of a lineage, nothing measured anew."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import in_project
+from posttrain.records import read_jsonl
+from posttrain.report.lineage import FoundRun, Lineage
+from posttrain.stages import Report
+
+STAGE_LABELS = {"train_sft": "SFT", "train_orpo": "ORPO", "train_dpo": "DPO"}
+BASE = "base"
+
+
+@dataclass
+class Column:
+    """A model of the tables: the base, or an adapter by its directory."""
+
+    key: str
+    label: str
+    run: FoundRun | None = None
+
+
+@dataclass
+class Cell:
+    """One number of one model. `difference` is to the base."""
+
+    value: float
+    stderr: float | None = None
+    difference: float | None = None
+    difference_stderr: float | None = None
+    drop: bool = False
+
+
+@dataclass
+class Row:
+    """One measure over all models. `unit` is %, loss or number; `better` is higher, lower or None."""
+
+    name: str
+    measure: str
+    n: int
+    unit: str
+    better: str | None
+    cells: dict[str, Cell] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def best(self) -> set[str]:
+        """The columns with the best value; none where all are the same."""
+        values = {key: cell.value for key, cell in self.cells.items()}
+        if not self.better or len(set(values.values())) < 2:
+            return set()
+        top = (max if self.better == "higher" else min)(values.values())
+        return {key for key, value in values.items() if value == top}
+
+
+# ------------------------------------------------------------------ columns
+
+
+def columns_of(lineage: Lineage) -> list[Column]:
+    """Base first, then every adapter that was evaluated or compared, in the order of training."""
+    found: dict[str, Column] = {}
+    for run in lineage.of("eval_harness", "infer_compare"):
+        for name in run.manifest["results"]["models"]:
+            key = column_key(run, name)
+            trained = lineage.at(key) if key != BASE else None
+            label = (
+                "Base"
+                if key == BASE
+                else STAGE_LABELS.get(trained.stage, trained.dir.name)
+                if trained
+                else Path(key).name
+            )
+            found.setdefault(key, Column(key, label, trained))
+    order = list(STAGE_LABELS)
+    columns = sorted(found.values(), key=lambda c: (c.key != BASE, order.index(c.run.stage) if c.run else len(order),
+                                                    c.run.manifest["created"] if c.run else ""))  # fmt: skip
+    labels = [column.label for column in columns]
+    for column in columns:
+        if labels.count(column.label) > 1:  # two runs of one stage: told apart by their directories
+            column.label += f" {Path(column.key).name}"
+    return columns
+
+
+def column_key(run: FoundRun, name: str) -> str:
+    """The project-relative directory of an adapter that a measurement calls `name`; `base` for the base."""
+    parent = run.manifest["parents"].get(name)
+    if parent is None:
+        return BASE if name == BASE else name
+    return parent["path"].removesuffix("/manifest.json")
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def summary_rows(lineage: Lineage) -> list[Row]:
+    """Every measure of every comparison and evaluation, the answers to prompts first."""
+    rows = []
+    for run in lineage.of("infer_compare"):
+        rows += _compare_rows(run)
+    for run in lineage.of("eval_harness"):
+        rows += _task_rows(run) + _held_out_rows(run)
+    return rows
+
+
+def _share_cell(count: int, n: int) -> Cell:
+    share = count / n
+    return Cell(share, math.sqrt(share * (1 - share) / n))
+
+
+def _compare_rows(run: FoundRun) -> list[Row]:
+    """Exact match by group; over all prompts, the share that ended by itself, and the share in the asked format."""
+    results = run.manifest["results"]
+    models, rows, stopped, total = results["models"], [], dict.fromkeys(results["models"], 0), 0
+    for group, counts in results["groups"].items():
+        first = counts[models[0]]
+        total += first["n"]
+        for model in models:
+            stopped[model] += counts[model]["stopped"]
+        if first["exact"] is not None:
+            row = Row(group, "exact match", first["expected"], "%", "higher", source=run.name)
+            row.cells = {column_key(run, m): _share_cell(counts[m]["exact"], counts[m]["expected"]) for m in models}
+            rows.append(row)
+    row = Row("all prompts", "ended by itself", total, "%", "higher", source=run.name)
+    row.cells = {column_key(run, m): _share_cell(stopped[m], total) for m in models}
+    rows.append(row)
+    return rows + _format_rows(run)
+
+
+def _format_rows(run: FoundRun) -> list[Row]:
+    """The share of answers in the asked format and ended by themselves, where the prompts file says what that is
+    (`meta.format`, a regular expression for the whole answer)."""
+    prompts = in_project(Path(run.manifest["inputs"]["prompts"]["path"]))
+    if prompts.suffix != ".jsonl" or not prompts.is_file():
+        return []
+    patterns = {
+        row["id"]: row["meta"]["format"]
+        for row in read_jsonl(prompts)
+        if "format" in row.get("meta", {}) and "id" in row
+    }
+    answered = [row for row in answers(run) if row["id"] in patterns]
+    if not answered:
+        return []
+    row = Row("all prompts", "format and end right", len(answered), "%", "higher", source=run.name)
+    for model in run.manifest["results"]["models"]:
+        right = sum(
+            bool(a["answers"][model]["stopped"] and re.fullmatch(patterns[a["id"]], a["answers"][model]["text"]))
+            for a in answered
+        )
+        row.cells[column_key(run, model)] = _share_cell(right, len(answered))
+    return [row]
+
+
+def _cell(score: dict, difference: dict | None) -> Cell:
+    difference = difference or {}
+    return Cell(score["value"], score["stderr"], difference.get("value"), difference.get("stderr"),
+                difference.get("flag") == "drop")  # fmt: skip
+
+
+def _task_rows(run: FoundRun) -> list[Row]:
+    rows = []
+    for task in run.manifest["results"]["tasks"]:
+        share = all(0 <= score["value"] <= 1 for score in task["scores"].values())
+        row = Row(task["task"], task["metric"], task["n"], "%" if share else "number", "higher", source=run.name)
+        row.cells = {column_key(run, m): _cell(s, task["differences"].get(m)) for m, s in task["scores"].items()}
+        rows.append(row)
+    return rows
+
+
+def _held_out_rows(run: FoundRun) -> list[Row]:
+    results, rows = run.manifest["results"], []
+    if sft := results.get("sft_test"):
+        row = Row("sft_test", "loss per answer token", sft["rows"], "loss", "lower", source=run.name)
+        row.cells = {column_key(run, m): _cell({"value": v, "stderr": None}, sft["differences"].get(m))
+                     for m, v in sft["loss"].items()}  # fmt: skip
+        rows.append(row)
+    if pref := results.get("pref_test"):
+        for kind, unit in (("accuracy", "%"), ("margin", "number")):
+            row = Row("pref_test", f"preference {kind}", pref["rows"], unit, "higher", source=run.name)
+            for m, value in pref[kind].items():
+                difference = pref["differences"].get(m) if kind == "accuracy" else None
+                row.cells[column_key(run, m)] = _cell({"value": value, "stderr": pref["stderr"][kind][m]}, difference)
+            rows.append(row)
+    return rows
+
+
+def headline(rows: list[Row]) -> list[Row]:
+    """The rows that become pictures at the top: the first group, the format (or the end), preferences, the loss."""
+    wanted = [
+        next((r for r in rows if r.measure == "exact match"), None),
+        next((r for r in rows if r.measure == "format and end right"), None)
+        or next((r for r in rows if r.measure == "ended by itself"), None),
+        next((r for r in rows if r.measure == "preference accuracy"), None),
+        next((r for r in rows if r.unit == "loss"), None),
+    ]
+    return [row for row in wanted if row]
+
+
+# ------------------------------------------------------------------ samples, training, data
+
+
+def answers(run: FoundRun) -> list[dict[str, Any]]:
+    """Rows of answers.jsonl of a comparison; [] if the file is gone."""
+    file = run.dir / "answers.jsonl"
+    return list(read_jsonl(file)) if file.is_file() else []
+
+
+def samples(lineage: Lineage, config: Report) -> list[dict[str, Any]]:
+    """First rows of each group: [{group, total, rows: [{asked, expected, answers: [{key, text, stopped, right}]}]}]."""
+    groups: dict[str, dict[str, Any]] = {}
+    for run in lineage.of("infer_compare"):
+        for row in answers(run):
+            group = groups.setdefault(row["group"], {"group": row["group"], "total": 0, "rows": []})
+            group["total"] += 1
+            if len(group["rows"]) < config.num_samples:
+                group["rows"].append(_sample(run, row))
+    return list(groups.values())
+
+
+def _sample(run: FoundRun, row: dict[str, Any]) -> dict[str, Any]:
+    asked = "\n".join(
+        m["content"] if len(row["prompt"]) == 1 else f"{m['role']}: {m['content']}" for m in row["prompt"]
+    )
+    given = []
+    for model, answer in row["answers"].items():
+        right = None if row["expected"] is None else answer["text"].strip() == row["expected"].strip()
+        given.append(
+            {"key": column_key(run, model), "text": answer["text"], "stopped": answer["stopped"], "right": right}
+        )
+    return {"asked": asked, "expected": row["expected"], "answers": given}
+
+
+def metrics(run: FoundRun) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl of a training run; [] if there is none."""
+    file = run.dir / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def knobs(run: FoundRun) -> dict[str, Any]:
+    """What a person would turn, and what it came to: name -> value, only those that the run has."""
+    manifest = run.manifest
+    config, trainer = manifest["config"], manifest["config"].get("trainer", {})
+    lora, schedule, data = manifest.get("lora", {}), manifest.get("schedule", {}), manifest.get("data", {})
+    values = {
+        "learning rate": trainer.get("learning_rate"), "beta": config.get("beta"),
+        "length penalty": config.get("length_penalty"), "LoRA r": lora.get("r"), "alpha": lora.get("alpha"),
+        "dropout": lora.get("dropout"), "epochs": schedule.get("epochs"), "steps": schedule.get("steps"),
+        "rows per step": schedule.get("rows_per_step"), "rows": data.get("train_rows"),
+        "trained tokens": data.get("trained_tokens"), "max length": trainer.get("max_length"),
+        "packing": trainer.get("packing"), "precision": manifest.get("precision", "").removeprefix("torch.") or None,
+        "quantization": manifest.get("quantization", {}).get("type"), "seed": manifest.get("seeds", {}).get("seed"),
+    }  # fmt: skip
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def outcome(run: FoundRun) -> dict[str, Any]:
+    """What a training run ended with: name -> value."""
+    results, peak = run.manifest["results"], run.manifest.get("peak_memory", {})
+    memory = peak.get("reserved_gib", peak.get("rss_gib"))
+    kept = results.get("kept_step")
+    values = {
+        "parameters": results.get("parameters"),
+        "kept checkpoint": kept and f"step {kept} ({results['kept']})",
+        "first loss": results.get("first_loss"),
+        "last loss": results.get("last_loss", results.get("loss")),
+        "best validation loss": results.get("best_eval_loss"),
+        "preference accuracy": results.get("eval_rewards/accuracies"),
+        "margin": results.get("eval_rewards/margins"),
+        "seconds": run.manifest["seconds"],
+        "resumed": run.manifest["resumed"] or None,
+        "peak memory": memory and f"{memory:.2f} GiB {'on the card' if 'reserved_gib' in peak else 'of the process'}",
+    }
+    return {name: value for name, value in values.items() if value is not None}

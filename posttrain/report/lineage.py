@@ -1,0 +1,165 @@
+"""From leaf runs to their ancestors, through the manifests; and whether the files still are what was recorded."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import in_project, shown
+from posttrain.runs import fingerprint, read_json, sha256
+
+OK, CHANGED, GONE = "ok", "changed", "gone"
+
+
+@dataclass
+class Check:
+    """One recorded digest and what lies there now. `state` is ok, changed or gone."""
+
+    run: str
+    role: str
+    path: str
+    recorded: str
+    state: str
+    rows: int | None = None
+
+
+@dataclass
+class FoundRun:
+    """A complete run: its manifest, and the checks of what it recorded."""
+
+    file: Path
+    manifest: dict[str, Any]
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def dir(self) -> Path:
+        return self.file.parent
+
+    @property
+    def name(self) -> str:
+        """Its directory, with the prefix of a manifest that shares it (sft_, pref_)."""
+        prefix = self.file.name.removesuffix("manifest.json")
+        return shown(self.dir) + (f"/{prefix.rstrip('_')}" if prefix else "")
+
+    @property
+    def stage(self) -> str:
+        return self.manifest["stage"]
+
+
+@dataclass
+class Lineage:
+    """Every run reached from the leaves, in the order in which they were finished, and what is missing."""
+
+    runs: dict[Path, FoundRun] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def of(self, *stages: str) -> list[FoundRun]:
+        """The runs of some stages, oldest first."""
+        found = [run for run in self.runs.values() if run.stage in stages]
+        return sorted(found, key=lambda run: run.manifest["created"])
+
+    def at(self, directory: Path | str) -> FoundRun | None:
+        """The run in a directory, or None."""
+        return self.runs.get(in_project(Path(directory)) / "manifest.json")
+
+    def sources(self, run: FoundRun) -> dict[str, str]:
+        """Where a run comes from: its parents by role, and the runs whose outputs it read, by their stage."""
+        named = {
+            role: parent["path"].removesuffix("/manifest.json") for role, parent in run.manifest["parents"].items()
+        }
+        read = {entry.get("path") for entry in run.manifest["inputs"].values()}
+        for other in self.runs.values():
+            made = {entry["path"] for entry in other.manifest["outputs"]} | {shown(other.dir)}
+            if (
+                other is not run
+                and read & made
+                and not any(shown(other.file).startswith(path) for path in named.values())
+            ):
+                named[other.stage] = shown(other.dir)
+        return named
+
+    @property
+    def checks(self) -> list[Check]:
+        return [check for run in self.runs.values() for check in run.checks]
+
+    @property
+    def broken(self) -> list[Check]:
+        return [check for check in self.checks if check.state != OK]
+
+
+class Digests:
+    """SHA-256 of files and fingerprints of model directories, each read once."""
+
+    def __init__(self):
+        self.known: dict[Path, str | None] = {}
+
+    def of(self, path: Path) -> str | None:
+        """The digest of what lies there, None if nothing does."""
+        if path not in self.known:
+            there = fingerprint if path.is_dir() else sha256
+            self.known[path] = there(path) if path.exists() else None
+        return self.known[path]
+
+
+def collect(leaves: list[Path]) -> Lineage:
+    """Follow the leaves to their ancestors. A run that is missing or unfinished is named, not raised."""
+    lineage, digests = Lineage(), Digests()
+    for leaf in leaves:
+        _follow(leaf / "manifest.json", "asked for by the config", lineage, digests)
+    lineage.runs = dict(sorted(lineage.runs.items(), key=lambda item: item[1].manifest["created"]))
+    return lineage
+
+
+def _follow(file: Path, wanted_by: str, lineage: Lineage, digests: Digests) -> None:
+    if file in lineage.runs:
+        return
+    manifest = read_json(file)
+    if manifest is None:
+        lineage.missing.append(f"{shown(file.parent)}: {state_of(file.parent)} ({wanted_by})")
+        return
+    run = FoundRun(file, manifest)
+    lineage.runs[file] = run
+    for entry in manifest["parents"].values():
+        path = in_project(Path(entry["path"]))
+        parent = path / "manifest.json" if path.suffix != ".json" else path
+        if "sha256" in entry or parent.is_file():
+            _follow(parent, f"a parent of {run.name}", lineage, digests)
+    for entry in manifest["inputs"].values():  # a base that was made here has a manifest of its own
+        path = in_project(Path(entry.get("path") or "."))
+        if path.is_dir() and (path / "manifest.json").is_file() and path != run.dir:
+            _follow(path / "manifest.json", f"an input of {run.name}", lineage, digests)
+    run.checks = list(_checks(run, digests))
+
+
+def state_of(directory: Path) -> str:
+    """What a run without a manifest looks like, in words."""
+    status = read_json(directory / "status.json")
+    if status is None:
+        return "not there"
+    said = (status.get("message") or "").strip().splitlines()
+    return f"{status['state']} since {status['time']}" + (f": {said[0]}" if said else "")
+
+
+def _checks(run: FoundRun, digests: Digests):
+    """Recorded inputs, outputs and parents against the disk; an entry without digest or path is passed by."""
+    manifest = run.manifest
+    entries = [("input", role, e) for role, e in manifest["inputs"].items()]
+    entries += [("output", Path(e["path"]).name, e) for e in manifest["outputs"]]
+    entries += [("parent", role, e) for role, e in manifest["parents"].items()]
+    for kind, role, entry in entries:
+        recorded = entry.get("sha256") or entry.get("fingerprint")
+        if not recorded or not entry.get("path"):
+            continue
+        if "files" in entry:
+            continue  # one digest over several files (a benchmark's)
+        path = in_project(Path(entry["path"]))
+        now = digests.of(path)
+        state = OK if now == recorded else GONE if now is None else CHANGED
+        yield Check(run.name, f"{kind} {role}", entry["path"], recorded, state, entry.get("rows"))
+
+
+def search(directory: Path) -> list[Path]:
+    """Every manifest and every status without one under a directory, model caches and set-aside runs included."""
+    found = set(directory.rglob("*manifest.json")) | {
+        status.with_name(status.name.replace("status", "manifest")) for status in directory.rglob("*status.json")
+    }
+    return sorted(found)

@@ -1,0 +1,89 @@
+"""
+One HTML and one Markdown file from the manifests on disk: results, curves, data, samples, provenance.
+
+    python -m scripts.report --config configs/report.yaml --dry-run
+    python -m scripts.report --config configs/report.yaml
+    python -m scripts.report --runs                                  # all runs under outputs/, knobs and results
+    python -m scripts.report --diff outputs/align outputs/align_2    # what two runs differ in
+
+Starts from the leaf runs of the config, follows their parents, and checks that every recorded file is still the same.
+"""
+
+import sys
+
+sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # `python scripts/X.py` works too
+
+import argparse  # noqa: E402
+import functools  # noqa: E402
+
+from posttrain.cli import opened, run_stage  # noqa: E402
+from posttrain.config import Loaded, shown  # noqa: E402
+from posttrain.plan import Plan  # noqa: E402
+from posttrain.runs import describe_file, open_run, read_json, sha256  # noqa: E402
+from posttrain.stages import Report  # noqa: E402
+
+
+def plan(plan: Plan, command: argparse.Namespace) -> None:
+    """Which leaf runs are there. A report of what there is can always be made, as long as there is something."""
+    from posttrain.report import lineage
+
+    if command.runs or command.diff:
+        return
+    cfg: Report = plan.config
+    there = [leaf for leaf in cfg.runs if read_json(leaf / "manifest.json")]
+    for leaf in cfg.runs:
+        if leaf in there:
+            plan.fact("inputs", f"run: {shown(leaf)}")
+        else:
+            plan.fact("notes", f"{shown(leaf)} will be named as missing: {lineage.state_of(leaf)}")
+    if not there and plan.dry_run:
+        plan.pending.append("a finished run; made by any stage")
+    elif not there:
+        plan.faults.append(
+            f"runs: none of {', '.join(shown(leaf) for leaf in cfg.runs)} is a finished run; first run a stage"
+        )
+    plan.make(cfg.output_dir / "report.html")
+    plan.make(cfg.output_dir / "report.md")
+
+
+def main(loaded: Loaded, command: argparse.Namespace) -> None:
+    """Collect, check, render, and print the table of results."""
+    cfg: Report = loaded.config
+    if command.runs or command.diff:
+        from posttrain.report import listing
+
+        print(listing.list_runs(cfg.outputs_dir) if command.runs else listing.diff(*command.diff))
+        return
+    from posttrain.report import content, lineage, render
+
+    found = lineage.collect(cfg.runs)
+    inputs = {run.name: describe_file(run.file) for run in found.runs.values()}
+    # What the files are now, and how the page is made, belong to the identity: either makes another report.
+    now = {check.path: check.state for check in found.checks} | {"missing": found.missing}
+    code = {path.name: sha256(path) for path in sorted(render.TEMPLATES.glob("*.*"))}
+    run = opened(open_run(cfg.output_dir, loaded, inputs, rebuild=True, extra_identity={"found": now, "code": code}))
+    outputs = render.render(found, cfg, cfg.output_dir)
+    rows = content.summary_rows(found)
+    if rows:
+        print(render.terminal_table(rows, content.columns_of(found)), flush=True)
+    for line in found.missing:
+        print(f"missing: {line}")
+    for check in found.broken:
+        print(f"{check.state}: {check.path} ({check.role} of {check.run})")
+    parents = {run.name: run.file for run in found.runs.values()}
+    run.finish("report", inputs, outputs, parents, {"runs": len(found.runs), "files_checked": len(found.checks),
+               "files_broken": len(found.broken), "missing": found.missing})  # fmt: skip
+    print(
+        f"\nreport: {shown(outputs[0])} and {shown(outputs[1])} ({len(found.runs)} runs, {len(found.checks)} files "
+        f"checked, {len(found.broken)} not as recorded)"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--runs", action="store_true")
+    either.add_argument("--diff", nargs=2, metavar=("A", "B"))
+    asked, others = parser.parse_known_args()
+    run_stage(Report, functools.partial(plan, command=asked), functools.partial(main, command=asked),
+              default_config="configs/report.yaml", description=__doc__, argv=others)  # fmt: skip
