@@ -1,0 +1,168 @@
+"""The READMEs say what is there: each command works (at least as a dry run), each file has its caption, both agree."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from posttrain.config import load_config
+from posttrain.data.catalogue import load_catalogue
+from posttrain.stages import STAGES
+
+ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README_zh.md"
+# Commands of other programs, which nothing here can try.
+NOT_OURS = ("git clone", "pip install", "export HF_HUB_OFFLINE=1")
+
+
+def blocks(readme: Path) -> list[str]:
+    """The ```bash blocks of a page."""
+    return re.findall(r"```bash\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+
+
+COMMANDS = sorted({line.removeprefix("cd posttrain && ") for block in blocks(ENGLISH) for line in block.splitlines()})
+def dry(command: str) -> str:
+    """The same command, changing nothing. `accelerate launch` is planned with plain python."""
+    command = command.replace(" --dry-run false", "").replace(" --dry-run", "")
+    if command.startswith("make "):
+        return command.replace("make ", "make -n ")
+    if command.startswith("source "):
+        return command + " --dry-run"
+    if "--then" in command:
+        command += " --to prepare_data"
+    command = re.sub(r"^accelerate launch( --config_file \S+)?", "python", command)
+    return re.sub(r"^python", ".venv/bin/python", command) + " --dry-run"
+
+
+# tests/test_shell.py plans the whole chain.
+OURS = sorted({dry(c) for c in COMMANDS if not c.startswith(NOT_OURS)} - {"bash scripts/run_all.sh --dry-run"})
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory) -> Path:
+    """The project as a new clone has it: no data, no runs."""
+    copy = tmp_path_factory.mktemp("clone") / "posttrain"
+    ignored = shutil.ignore_patterns(".venv", ".git", "outputs", "data_raw", "data_proc", "__pycache__", "tests")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+    (copy / ".venv/bin").mkdir(parents=True)
+    (copy / ".venv/bin/python").write_text(f"#!/bin/sh\nPYTHONPATH={copy} exec {sys.executable} \"$@\"\n")
+    (copy / ".venv/bin/python").chmod(0o755)
+    return copy
+
+
+@pytest.mark.parametrize("command", OURS, ids=lambda command: command)
+def test_command_works_at_least_as_a_dry_run(command, fresh):
+    env = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    env |= {"HF_HOME": str(fresh / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"}  # a dry run must not ask it
+    done = subprocess.run(["bash", "-c", command], cwd=fresh, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert not (fresh / "outputs").exists() and not (fresh / "data_proc").exists()
+
+
+def test_both_pages_have_the_same_commands_tables_and_pictures():
+    assert blocks(ENGLISH) == blocks(CHINESE) and len(blocks(ENGLISH)) >= 8
+    english, chinese = ENGLISH.read_text(encoding="utf-8"), CHINESE.read_text(encoding="utf-8")
+    for pattern in (r"^#+ ", r"^\|", r"\]\(docs/[\w.]+\)", r"^\d\. \*\*", r"^\*\*"):
+        assert len(re.findall(pattern, english, re.M)) == len(re.findall(pattern, chinese, re.M)), pattern
+
+
+@pytest.mark.parametrize("page", sorted([ENGLISH, CHINESE, *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=lambda page: page.name)
+def test_the_table_of_cards_is_that_of_the_hardware_files(page):
+    rows = re.findall(r"^\|[^|]+\| `(\w+)` \| ([^|]+) \| (\w+) \| (\d+) \|$", page.read_text(encoding="utf-8"), re.M)
+    assert sorted(row[0] for row in rows) == sorted(p.stem for p in (ROOT / "configs/hardware").glob("*.yaml"))
+    for hardware, base, quantization, length in rows:
+        config = load_config(STAGES["train_sft"], ROOT / "configs/sft.yaml", [f"hardware={hardware}"]).config
+        assert (config.model.base, config.model.quantization) == (f"Qwen/{base}", quantization)
+        assert config.trainer.max_length == int(length), hardware
+
+
+# ------------------------------------------------------------------ file map
+
+
+def tree() -> list[str]:
+    """Every file that git has or would take."""
+    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True,
+                            capture_output=True)  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return sorted({name for name in listed.stdout.splitlines() if (ROOT / name).is_file()})
+
+
+def captions(page: Path) -> dict[str, str]:
+    """Pattern -> caption, of the map at the end of a page."""
+    text = page.read_text(encoding="utf-8")
+    block = re.findall(r"```text\n(.*?)```", text, re.DOTALL)[-1]
+    pairs = [re.split(r"\s{2,}", line, maxsplit=1) for line in block.splitlines() if line.strip()]
+    return {pair[0]: pair[1] for pair in pairs}
+
+
+@pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=lambda page: page.name)
+def test_every_file_has_its_caption_and_every_caption_its_file(page):
+    files, patterns = tree(), captions(page)
+    missing = [name for name in files if not any(fnmatch(name, pattern) for pattern in patterns)]
+    gone = [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in files)]
+    assert not missing and not gone, f"without a caption: {missing}; captions of nothing: {gone}"
+
+
+def test_both_maps_name_the_same_files():
+    assert list(captions(ENGLISH)) == list(captions(CHINESE))
+
+
+# ------------------------------------------------------------------ docs
+
+
+def source_text() -> str:
+    """All our code, with strings that are split over lines joined again."""
+    files = [*(ROOT / "posttrain").rglob("*.py"), *(ROOT / "scripts").glob("*"), ROOT / "Makefile"]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    return re.sub(r"\"\s*\n?\s*f?\"", "", text).replace("{{", "{").replace("}}", "}")
+
+
+def test_troubleshooting_quotes_messages_that_exist():
+    headings = re.findall(r"^### `(.+)`$", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    text = source_text()
+    assert len(headings) >= 15
+    for heading in headings:
+        parts = [part.strip(" :()") for part in heading.split("...") if len(part.strip(" :()")) > 5]
+        assert parts, heading
+        for part in parts:
+            part = re.sub(r"HTTP \d+", "HTTP", part).removeprefix("HTTP: ")
+            assert part in text, f"{heading!r}: no message with {part!r}"
+
+
+def test_compliance_lists_every_set_with_its_licence():
+    text = (ROOT / "docs/compliance.md").read_text(encoding="utf-8")
+    for key, entry in load_catalogue(ROOT / "configs/datasets.yaml").items():
+        assert f"| {key} | {entry.licence} | {entry.limits} |" in text, key
+
+
+def test_no_path_of_the_machine_it_was_written_on():
+    bad = [name for name in tree() if not name.endswith((".png",)) and re.search(
+        r"/(work|root|tmp)/(main|shared|bash|bad)", (ROOT / name).read_text(encoding="utf-8"))]  # fmt: skip
+    assert bad == ["tests/test_readme.py"] or not bad, bad
+
+
+def test_commands_of_the_runbook_are_the_documented_ones():
+    """The lines that the user's own runbook has, word for word."""
+    page = ENGLISH.read_text(encoding="utf-8")
+    for name in ("sft", "orpo", "dpo"):
+        assert f"\naccelerate launch -m scripts.train_{name} --config configs/{name}.yaml --dry-run false\n" in page
+    for line in ("pip install -r requirements.txt", "source scripts/setup_env.sh --dry-run false",
+                 "python scripts/prepare_data.py --stage all",
+                 "python -m scripts.prepare_data --config configs/data.yaml --dry-run false",
+                 "python -m scripts.eval_harness --config configs/eval.yaml --dry-run false",
+                 "python -m scripts.export_lora --config configs/sft.yaml --dry-run false"):  # fmt: skip
+        assert f"\n{line}\n" in page, line
+    assert all(shlex.split(command) for command in COMMANDS)
