@@ -31,8 +31,9 @@ def measure(head: str, length: int, masked: float) -> dict[str, float]:
     from posttrain.losses import return_logps
 
     torch.manual_seed(0)
-    lm = Qwen2ForCausalLM(Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=896, num_hidden_layers=1,
-                                      num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True))  # fmt: skip
+    config = Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=896, num_hidden_layers=1,
+                         num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True)  # fmt: skip
+    lm = Qwen2ForCausalLM(config)
     for name, parameter in lm.named_parameters():  # as in LoRA: the head is frozen
         parameter.requires_grad_("layers" in name)
     ids = torch.randint(0, 151936, (1, length))

@@ -11,7 +11,7 @@ class Model(Block):
     """Which base model, and in what form it is loaded."""
 
     base: str = "Qwen/Qwen3-4B-Instruct-2507"
-    """Hub id or local directory of the base model. Usually given by the hardware file: not every card holds every base."""
+    """Hub id or local directory of the base model. Given by the hardware file: not every card holds every base."""
     fallback: list[str] = ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-3B-Instruct"]
     """Tried in this order where `base` cannot be had; resolved once, at SFT, and written into the manifest."""
     revision: str | None = None
@@ -63,7 +63,7 @@ class Trainer(Block):
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after the warm-up."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    """Share of all steps in which the learning rate rises; at least one step."""
+    """Share of all steps in which the learning rate rises; whole steps, so none in a very short run."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's decoupled weight decay."""
     num_train_epochs: float = Field(1.0, gt=0)
@@ -115,8 +115,8 @@ class TrainData(Block):
 
     train_files: list[ProjectPath] = Field(min_length=1)
     """JSONL (or JSON, CSV, parquet, gz) files to train on."""
-    val_files: list[ProjectPath] = []
-    """Files for the validation loss. Empty: `val_share` of the training rows is held out."""
+    val_files: list[ProjectPath]
+    """Files for the validation loss. Left out: the *_val file beside each *_train file. []: `val_share` is held out."""
     val_share: float = Field(0.05, ge=0, lt=0.5)
     """Share of rows held out where there is no val_files; 0 trains without validation (the last checkpoint is kept)."""
     max_train_rows: int | None = Field(None, ge=1)
@@ -127,6 +127,14 @@ class TrainData(Block):
     """A row over max_length: drop it; drop its oldest turns until it fits; or stop. Always counted, never silent."""
     max_bad_rows: float = Field(0.01, ge=0, le=1)
     """Share of unusable rows above which the run stops (2)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _validation_beside_training(cls, values):
+        if isinstance(values, dict) and values.get("val_files") is None and isinstance(values.get("train_files"), list):
+            names = [str(file) for file in values["train_files"]]
+            values = values | {"val_files": [n.replace("_train.", "_val.") for n in names if "_train." in n]}
+        return values
 
 
 class Export(Block):

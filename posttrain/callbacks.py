@@ -31,7 +31,8 @@ class Metrics(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         """A resumed run repeats the steps after its checkpoint: their old lines go."""
         if main_process() and self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
+            written = self.path.read_text().splitlines()
+            lines = [line for line in written if json.loads(line)["step"] <= state.global_step]
             self.path.write_text("".join(f"{line}\n" for line in lines))
         self.began = self.since = time.time()
         self.first_step = state.global_step
@@ -116,11 +117,12 @@ class StopOnNan(TrainerCallback):
     """A loss or gradient that is not a number ends the run (4) before it is written into a checkpoint."""
 
     def on_log(self, args, state, control, logs=None, **_):
-        bad = {k: v for k, v in (logs or {}).items() if k in ("loss", "eval_loss", "grad_norm") and not math.isfinite(v)}
+        watched = {k: v for k, v in (logs or {}).items() if k in ("loss", "eval_loss", "grad_norm")}
+        bad = ", ".join(f"{k} is {v}" for k, v in watched.items() if not math.isfinite(v))
         if bad:
             raise CheckFailed(
-                f"step {state.global_step}: {', '.join(f'{k} is {v}' for k, v in bad.items())}; the checkpoints before it "
-                "are kept\n  usual causes: fp16 (set trainer.precision=bf16 or fp32), a learning rate too high"
+                f"step {state.global_step}: {bad}; the checkpoints before it are kept\n"
+                "  usual causes: fp16 (set trainer.precision=bf16 or fp32), a learning rate too high"
             )
 
 

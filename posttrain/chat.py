@@ -78,8 +78,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tool
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools=None,
-             loss_on: Literal["assistant", "last_assistant", "all"] = "assistant") -> tuple[list[int], list[int]]:  # fmt: skip
-    """(ids, labels) of a conversation. Labels are IGNORED where nothing is learned; both end with the end-of-turn token."""
+             loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+             ) -> tuple[list[int], list[int]]:  # fmt: skip
+    """(ids, labels) of a conversation: labels are IGNORED where nothing is learned, both end with the end of turn."""
     pieces = _segments(tokenizer, messages, tools, False)
     while pieces and not pieces[-1][1]:
         pieces.pop()  # what follows the last answer (a line break) is neither learned nor generated
@@ -131,8 +132,8 @@ def encode_chats(tokenizer: PreTrainedTokenizerBase, records: list[Chat], max_le
             ids, labels = chat_ids(tokenizer, messages, tools, loss_on)
         if len(ids) > max_length:
             if on_too_long == "error":
-                raise UserFault(f"record {record['id']} of {record['source']}: {len(ids)} tokens, trainer.max_length is "
-                                f"{max_length}\n  choose: data.on_too_long=drop or truncate_left_turns, or a larger "
+                raise UserFault(f"record {record['id']} of {record['source']}: {len(ids)} tokens, trainer.max_length "
+                                f"is {max_length}\n  choose: data.on_too_long=drop or truncate_left_turns, or a larger "
                                 "trainer.max_length")  # fmt: skip
             out.drop(record, "longer_than_max_length")
         elif all(label == IGNORED for label in labels):

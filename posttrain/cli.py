@@ -58,7 +58,7 @@ def parser_for(name: str, description: str, default_config: str,
     parser = argparse.ArgumentParser(prog=f"python -m scripts.{name}", description=description,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--config", default=default_config, help=f"YAML of the stage (default: {default_config})")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set one config key; repeatable")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a config key; repeatable")
     parser.add_argument("--dry-run", nargs="?", const=True, default=False, type=truth, metavar="true|false",
                         help="print the plan and stop: writes nothing, downloads nothing")  # fmt: skip
     for option, (key, kind) in flags.items():

@@ -162,7 +162,7 @@ def pick_hardware(card: tuple[str, float] | None) -> str:
         return "cpu"
     name, gib = card
     known = {p.stem: read_yaml(p) for p in sorted((ROOT / "configs/hardware").glob("*.yaml"))}
-    for stem, facts in known.items():
+    for facts in known.values():
         if facts.get("name_contains") and facts["name_contains"] in name and facts["vram_gib"] <= gib + 1:
             same_name = {s: f for s, f in known.items() if f.get("name_contains") == facts["name_contains"]}
             return max((s for s in same_name if known[s]["vram_gib"] <= gib + 1), key=lambda s: known[s]["vram_gib"])
@@ -283,4 +283,5 @@ def describe_faults(cls: type[BaseModel], path: Path, error: ValidationError, or
         source = f"  [{where}]" if where.startswith(("--", "configs/hardware")) else ""
         lines.append(f"  {key or 'config'}: {text}{source}")
     count = f"{len(lines)} fault{'s' if len(lines) > 1 else ''}"
-    return f"{shown(path)}: {count}\n" + "\n".join(lines) + f"\nAll keys, with their meaning: docs/config.md ({cls.__name__})"
+    hint = f"All keys, with their meaning: docs/config.md ({cls.__name__})"
+    return "\n".join([f"{shown(path)}: {count}", *lines, hint])

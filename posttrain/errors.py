@@ -1,4 +1,4 @@
-"""The ways a stage can end badly. Each carries its exit code; none of them shows a traceback (DESIGN.md, exit codes)."""
+"""The ways a stage can end badly. Each carries its exit code; none of them shows a traceback."""
 
 
 class PosttrainError(Exception):

@@ -74,7 +74,8 @@ def causal_lm(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def _logps_forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **_: Any) -> dict[str, Tensor]:
+def _logps_forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None,
+                   **_: Any) -> dict[str, Tensor]:  # fmt: skip
     """A causal LM's forward that returns log-probabilities of the labels instead of logits."""
     hidden = self.get_decoder()(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
@@ -90,7 +91,7 @@ def return_logps(model: nn.Module) -> None:
     inner = causal_lm(model)
     head = inner.get_output_embeddings()
     if hasattr(head, "lora_A"):
-        raise UserFault("lora.target_modules: an adapter on lm_head is not supported; the losses read its weight directly")
+        raise UserFault("lora.target_modules: no adapter on lm_head; the losses read its weight directly")
     inner.forward = types.MethodType(_logps_forward, inner)
 
 

@@ -18,7 +18,6 @@ from posttrain import blocks, chat, hub, runs, templates
 from posttrain.config import in_project, shown
 from posttrain.errors import UserFault
 
-
 # ------------------------------------------------------------------ finding the base
 
 
@@ -126,7 +125,7 @@ def device() -> torch.device:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The dtype of the frozen weights and of autocast. auto: bf16 where the card computes in it, else fp16; CPU fp32."""
+    """The dtype of frozen weights and of autocast. auto: bf16 where the card computes in it, else fp16; CPU fp32."""
     named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if precision != "auto":
         return named[precision]
@@ -178,8 +177,8 @@ def load_base(path: Path, precision: str = "auto", quantization: str = "none", d
     except (OSError, ValueError) as error:
         raise UserFault(f"model.base: {shown(path)} cannot be loaded: {str(error).splitlines()[0]}") from error
     if getattr(model.config, "final_logit_softcapping", None):
-        raise UserFault(f"model.base: {shown(path)} caps its logits (final_logit_softcapping), which the chunked losses "
-                        "here do not; choose a Qwen, Llama, Mistral or InternLM base")  # fmt: skip
+        raise UserFault(f"model.base: {shown(path)} caps its logits (final_logit_softcapping), which the chunked "
+                        "losses here do not; choose a Qwen, Llama, Mistral or InternLM base")  # fmt: skip
     return model.eval()
 
 
@@ -204,11 +203,12 @@ def load_adapter(model: PreTrainedModel, adapter_dir: Path, trainable: bool = Fa
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise UserFault(f"{shown(adapter_dir)}: the adapter does not fit this base ({str(error).splitlines()[0]})") from error
+        why = str(error).splitlines()[0]
+        raise UserFault(f"{shown(adapter_dir)}: the adapter does not fit this base ({why})") from error
 
 
 def release_4bit(model: nn.Module) -> None:
-    """Undo what bitsandbytes 0.50 does to 4-bit weights on CPUs with AVX512-BF16 at the first forward without gradients:
+    """Undo what bitsandbytes 0.50 does to 4-bit weights on CPUs with AVX512-BF16 at a first forward without gradients:
     it repacks them, and later gradients and merges read them wrongly (cosine 0.24 to the true gradient). Its
     state_dict hook packs them back. Call after every evaluation or generation during training. No effect otherwise."""
     if device().type == "cpu" and getattr(model, "is_loaded_in_4bit", False):
@@ -236,8 +236,8 @@ def adapter_facts(adapter_dir: Path) -> AdapterFacts:
     """Read a run's manifest, or PEFT's own config for a foreign adapter. UserFault if it is neither."""
     settings = runs.read_json(adapter_dir / "adapter_config.json")
     if settings is None:
-        raise UserFault(f"{shown(adapter_dir)}: no adapter there (adapter_config.json is missing); run the training that "
-                        "makes it to its end, or name another directory")  # fmt: skip
+        raise UserFault(f"{shown(adapter_dir)}: no adapter there (adapter_config.json is missing); run the training "
+                        "that makes it to its end, or name another directory")  # fmt: skip
     manifest = runs.read_json(adapter_dir / "manifest.json")
     if manifest is None:
         if (adapter_dir / "status.json").is_file():
@@ -260,12 +260,12 @@ def check_same_base(facts: list[AdapterFacts]) -> AdapterFacts:
             else other.base_id == first.base_id  # fmt: skip
         if not same:
             raise UserFault(f"the adapters stand on different bases: {shown(first.dir)} on {first.base_id}, "
-                            f"{shown(other.dir)} on {other.base_id}; compare adapters of one base at a time")  # fmt: skip
+                            f"{shown(other.dir)} on {other.base_id}; compare those of one base at a time")  # fmt: skip
     if first.base_path is None:
         raise UserFault(f"{shown(first.dir)}: its base {first.base_id} is not on disk; fetch it with `python -m "
                         "scripts.fetch`")  # fmt: skip
     if first.base_fingerprint and runs.fingerprint(first.base_path) != first.base_fingerprint:
-        raise UserFault(f"{shown(first.base_path)} is not the base that {shown(first.dir)} was trained on: other weights "
-                        f"under the same name\n  trained on {first.base_id}, fingerprint {first.base_fingerprint[:12]}, "
-                        f"found {runs.fingerprint(first.base_path)[:12]}")  # fmt: skip
+        raise UserFault(f"{shown(first.base_path)} is not the base that {shown(first.dir)} was trained on: other "
+                        f"weights under the same name\n  trained on {first.base_id}, fingerprint "
+                        f"{first.base_fingerprint[:12]}, found {runs.fingerprint(first.base_path)[:12]}")  # fmt: skip
     return first

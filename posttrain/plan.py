@@ -82,7 +82,8 @@ class Plan:
         """The whole plan as text."""
         loaded = self.loaded
         card = f" on {loaded.hardware} ({loaded.card.get('card', '?')})" if loaded.hardware else ""
-        lines = [f"=== {self.stage}: plan of {shown(loaded.path)}{card} ===", "", "config (value <- where it comes from)"]
+        title = f"=== {self.stage}: plan of {shown(loaded.path)}{card} ==="
+        lines = [title, "", "config (value <- where it comes from)"]
         values = leaves(self.config.model_dump(mode="json"))
         width = min(44, max(len(key) for key in values))
         defaults = []

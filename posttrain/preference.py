@@ -81,7 +81,9 @@ class PreferenceTrainer(Trainer):
         return self.accelerator.reduce(items, "sum") if self.args.world_size > 1 else items
 
     def compute_loss(self, lm, inputs, return_outputs=False, num_items_in_batch=None):
-        items = self._get_num_items_in_batch([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
+        items = num_items_in_batch
+        if items is None:  # in a validation
+            items = self._get_num_items_in_batch([inputs], self.args.device)
         sums, lengths, logps = answer_sums(lm, inputs)
         (chosen, rejected), (chosen_len, rejected_len) = sums.chunk(2), lengths.chunk(2)
         if isinstance(self.cfg, TrainOrpo):
@@ -104,7 +106,9 @@ class PreferenceTrainer(Trainer):
 
     def _dpo(self, inputs, items, chosen, rejected):
         ref_chosen, ref_rejected = inputs["ref_logps"].chunk(2)
-        loss, chosen_reward, rejected_reward = losses.dpo_loss(chosen, rejected, ref_chosen, ref_rejected, self.cfg.beta)
+        loss, chosen_reward, rejected_reward = losses.dpo_loss(
+            chosen, rejected, ref_chosen, ref_rejected, self.cfg.beta
+        )
         margin = (chosen_reward - rejected_reward).detach()
         return loss.sum() / items[0], {
             "rewards/margins": margin, "rewards/accuracies": (margin > 0).float(),

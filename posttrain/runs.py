@@ -93,7 +93,7 @@ def read_manifest(run_dir: Path, role: str = "run") -> dict:
     if manifest is None:
         status = read_json(run_dir / "status.json")
         state = f"it is {status['state']}" if status else "there is no run"
-        raise UserFault(f"{role}: {shown(run_dir)} has no manifest.json ({state}); run the stage that makes it to its end")
+        raise UserFault(f"{role}: {shown(run_dir)} has no manifest.json ({state}); run its stage to the end")
     return manifest
 
 
@@ -119,7 +119,7 @@ def provenance() -> dict[str, Any]:
     card = find_card()
     machine = {"host": socket.gethostname(), "platform": platform.platform(), "cpus": os.cpu_count()}
     return {
-        "git": {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))},
+        "git": {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))},
         "versions": versions,
         "machine": machine | {"card": card[0] if card else None, "vram_gib": round(card[1], 2) if card else None},
         "command": " ".join(sys.argv),
@@ -218,7 +218,8 @@ def open_run(directory: Path, loaded: Loaded, inputs: dict[str, Any], prefix: st
         what = "a finished run" if manifest else "an unfinished run"
         raise UserFault(
             f"{shown(directory)}: holds {what} of other content. What changed:\n{listed}\n"
-            f"  choose: --set {keys}output_dir=<another directory>, or --set {keys}overwrite=true (the old run is set aside)"
+            f"  choose: --set {keys}output_dir=<another directory>, or --set {keys}overwrite=true (the old run is set "
+            "aside, not deleted)"
         )
     if previous and changed and not rebuild:
         aside = directory.with_name(f"{directory.name}.{datetime.now(UTC):%Y%m%d-%H%M%S}")

@@ -118,5 +118,5 @@ def to_chinese_share(pairs: list[dict], share: float | None, seed: int) -> tuple
     kept = draw(chinese, round(total * share), seed) + draw(others, total - round(total * share), seed)
     order = {id(pair): number for number, pair in enumerate(pairs)}
     kept.sort(key=lambda pair: order[id(pair)])
-    return kept, (f"{len(pairs)} pairs ({len(chinese)} Chinese, {len(others)} other) drawn to {share:.0%} Chinese leave "
-                  f"{len(kept)}: {round(total * share)} + {total - round(total * share)}")  # fmt: skip
+    return kept, (f"{len(pairs)} pairs ({len(chinese)} Chinese, {len(others)} other) drawn to {share:.0%} Chinese "
+                  f"leave {len(kept)}: {round(total * share)} + {total - round(total * share)}")  # fmt: skip

@@ -11,8 +11,8 @@ from posttrain.blocks import (
     PreferenceTraining,
     SftTrainer,
     StageConfig,
-    Trainer,
     TrainData,
+    Trainer,
     Training,
 )
 from posttrain.config import Block, ProjectPath
@@ -102,7 +102,7 @@ class TrainSft(Training):
     """Marks the file as a config of train_sft (export_lora reads it)."""
     output_dir: ProjectPath = "outputs/sft"
     """The run: adapter, checkpoints, metrics, manifest."""
-    data: TrainData = TrainData(train_files=["data_proc/sft_train.jsonl"], val_files=["data_proc/sft_val.jsonl"])
+    data: TrainData = TrainData(train_files=["data_proc/sft_train.jsonl"])
     """Conversations."""
     loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
     """Which turns are learned; the end-of-turn token always belongs to the answer."""
@@ -120,7 +120,7 @@ class TrainOrpo(PreferenceTraining):
     """Marks the file as a config of train_orpo."""
     output_dir: ProjectPath = "outputs/align"
     """The run: adapter, checkpoints, metrics, manifest."""
-    data: TrainData = TrainData(train_files=["data_proc/pref_train.jsonl"], val_files=["data_proc/pref_val.jsonl"])
+    data: TrainData = TrainData(train_files=["data_proc/pref_train.jsonl"])
     """Preference pairs."""
     beta: float = Field(0.2, gt=0)
     """Weight of the odds-ratio term (lambda in the paper)."""
@@ -144,7 +144,7 @@ class TrainDpo(PreferenceTraining):
     """Marks the file as a config of train_dpo."""
     output_dir: ProjectPath = "outputs/align_dpo"
     """The run: adapter, checkpoints, metrics, manifest."""
-    data: TrainData = TrainData(train_files=["data_proc/pref_train.jsonl"], val_files=["data_proc/pref_val.jsonl"])
+    data: TrainData = TrainData(train_files=["data_proc/pref_train.jsonl"])
     """Preference pairs."""
     beta: float = Field(0.2, gt=0)
     """How strongly the policy is held to the reference."""
@@ -157,7 +157,7 @@ class TrainDpo(PreferenceTraining):
 
 
 class ExportLora(Export, StageConfig):
-    """What export_lora does. It has no YAML of its own: made from a training config, its `export:` block and its run."""
+    """What export_lora does. It has no YAML of its own: made from a training config, its `export:` and its run."""
 
     name: ClassVar[str] = "export_lora"
     run: ProjectPath
@@ -206,7 +206,7 @@ class EvalHarness(StageConfig):
     max_test_rows: int = Field(500, ge=1)
     """Rows of each test file used."""
     max_length: int | None = Field(None, ge=16)
-    """Tokens of the longest test row; longer ones are dropped and counted. null is what the adapters were trained with."""
+    """Tokens of the longest test row; longer ones are dropped and counted. null: as the adapters were trained."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of the forward passes. [hardware]"""
     quantization: Literal["run", "none", "nf4", "fp4"] = "run"

@@ -31,8 +31,9 @@ _TURNS = """
 # The Hermes form of tools, as Qwen2.5 and Qwen3 publish it: signatures in the system turn, calls and responses in tags.
 _TOOL_TURNS = """
 {%- if tools %}
-{%- set system = (system + '\\n\\n' if system is not none else '') + '# Tools\\n\\nYou may call one or more functions to assist
- with the user query.\\n\\nYou are provided with function signatures within <tools></tools> XML tags:\\n<tools>' %}
+{%- set system = (system + '\\n\\n' if system is not none else '') + '# Tools\\n\\nYou may call one or more functions
+ to assist with the user query.\\n\\nYou are provided with function signatures within <tools></tools> XML
+ tags:\\n<tools>' %}
 {%- set lines = namespace(text='') %}
 {%- for tool in tools %}{%- set lines.text = lines.text + '\\n' + (tool | tojson) %}{%- endfor %}
 {%- set system = system + lines.text + '\\n</tools>\\n\\nFor each function call, return a json object with function name
@@ -125,9 +126,10 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, asked: str) -> Template:
         name = next((n for n, text in TEMPLATES.items() if _renders_alike(tokenizer, text, own)), None)
         if name is None:
             raise UserFault(
-                "the tokenizer's chat template has no {% generation %} marks, so which tokens are the answer is unknown,"
-                f" and it renders unlike every template known here\n  choices for {choices}\n"
-                "  or put {% generation %} ... {% endgeneration %} around the answer in a copy of it (docs/troubleshooting.md)"
+                "the tokenizer's chat template has no {% generation %} marks, so which tokens are the answer is "
+                f"unknown, and it renders unlike every template known here\n  choices for {choices}\n"
+                "  or put {% generation %} ... {% endgeneration %} around the answer in a copy of it "
+                "(docs/troubleshooting.md)"
             )
         text = TEMPLATES[name]
     elif asked in TEMPLATES:
@@ -157,7 +159,7 @@ def _render(tokenizer, text: str, messages: list[Message], tools=None, generatio
 
 
 def _renders_alike(tokenizer, ours: str, theirs: str) -> bool:
-    """Whether two templates give the same text on the probes: whole conversations, prompts, and tools if they know them."""
+    """Whether two templates give the same text on the probes: conversations, prompts, and tools if they know them."""
     knows_tools = "tools" in theirs
     if knows_tools != ("tools" in ours):
         return False
@@ -186,7 +188,11 @@ def _injected(tokenizer, text: str) -> str | None:
 
 def serving_template(text: str) -> str:
     """The template without marks, for servers that do not know them; renders the same text."""
-    return MARK.sub(lambda m: ("{#-" if m[0].startswith("{%-") else "{#") + (" -#}" if m[0].endswith("-%}") else " #}"), text)
+
+    def comment(mark: re.Match) -> str:  # keeps what the mark says about white space around it
+        return ("{#-" if mark[0].startswith("{%-") else "{#") + (" -#}" if mark[0].endswith("-%}") else " #}")
+
+    return MARK.sub(comment, text)
 
 
 def template_sha(text: str) -> str:

@@ -1,6 +1,7 @@
 """What the trainers share: rows and their fates, arguments for TRL and transformers, the run from start to manifest."""
 
 import dataclasses
+import json
 import shutil
 import sys
 import typing
@@ -43,7 +44,7 @@ def start_from_run(cfg: Training, sft_run: Path) -> Start:
     """Begin on the adapter of an SFT run: its base, template and quantisation, all checked against its manifest."""
     facts = model.check_same_base([model.adapter_facts(sft_run)])
     if facts.manifest is None:
-        raise UserFault(f"sft_run: {shown(sft_run)} is an adapter without a manifest; train it here, or set sft_run=null")
+        raise UserFault(f"sft_run: {shown(sft_run)} is an adapter without a manifest; train it here, or sft_run=null")
     base = model.Base(facts.base_id, facts.base_path, facts.base_fingerprint)
     start = _start(cfg, base, None, sft_run, facts.quantization, facts.double_quant)
     chat.check_golden(start.tokenizer, facts.manifest["template"]["golden"])
@@ -101,7 +102,7 @@ def arguments(cls: type[TrainingArguments], cfg: Training, schedule: Schedule, v
         output_dir=str(cfg.output_dir), seed=trainer.seed, data_seed=trainer.seed,
         per_device_train_batch_size=schedule.micro_batch, per_device_eval_batch_size=trainer.per_device_eval_batch_size,
         gradient_accumulation_steps=schedule.accumulation, learning_rate=trainer.learning_rate,
-        lr_scheduler_type=trainer.lr_scheduler_type, warmup_steps=trainer.warmup_ratio,
+        lr_scheduler_type=trainer.lr_scheduler_type, warmup_steps=int(schedule.steps * trainer.warmup_ratio),
         weight_decay=trainer.weight_decay, num_train_epochs=trainer.num_train_epochs, max_steps=trainer.max_steps,
         max_grad_norm=trainer.max_grad_norm, optim=trainer.optim,
         bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16 and on_card, use_cpu=not on_card,
@@ -141,6 +142,44 @@ def check_extra(cls: type, extra: dict[str, Any]) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------ the run
+
+
+@dataclass
+class Records:
+    """What the data files hold: records to train on and to validate with; rows of no use, duplicates and repairs."""
+
+    train: list[dict]
+    val: list[dict]
+    fates: Counter
+    dropped: list[dict[str, str]]
+    notes: list[str]
+
+
+def read_records(cfg: Training, kind: str, read) -> Records:
+    """The records of the config's files. `read` is data.sources.read_training_file: it raises UserFault for a file with
+    too many unusable rows; fewer are left out, counted and said. A row that stands twice is trained once."""
+    out, seen = Records([], [], Counter(), [], []), set()
+    for file in cfg.data.train_files:
+        records, reasons, faults = read(file, kind, cfg.data.max_bad_rows)
+        out.fates.update(reasons)
+        out.dropped += [{"reason": "unusable", "where": fault} for fault in faults]
+        if faults:
+            out.notes.append(f"{shown(file)}: {len(faults)} unusable rows left out, the first: {faults[0]}")
+        for record in records:
+            content = json.dumps([record.get(part) for part in ("messages", "prompt", "chosen", "rejected", "tools")])
+            if content in seen:
+                out.fates["exact_duplicate"] += 1
+                out.dropped.append({"id": record["id"], "source": record["source"], "reason": "exact_duplicate"})
+            else:
+                seen.add(content)
+                out.train.append(record)
+    for file in cfg.data.val_files:
+        out.val += read(file, kind, cfg.data.max_bad_rows)[0]
+    repairs = Counter(name for record in out.train for name in record["meta"].get("repairs", []))
+    out.notes += [f"{count} records repaired: {name}" for name, count in repairs.items()]
+    if out.fates["exact_duplicate"]:
+        out.notes.append(f"{out.fates['exact_duplicate']} rows stand twice and are trained once")
+    return out
 
 
 @dataclass
@@ -235,7 +274,8 @@ def finish(cfg: Training, loaded: Loaded, run: runs.Run, trainer, start: Start, 
         peak_memory=callbacks.peak_memory(), precision=str(model.dtype_of(cfg.trainer.precision)),
     )  # fmt: skip
     kept = "the best by validation loss" if results["kept"] == "best" else "the last: there is no validation"
-    print(f"{cfg.name}: done, {state.global_step} steps. {shown(cfg.output_dir)} holds the adapter of step {step} ({kept})")
+    print(f"{cfg.name}: done, {state.global_step} steps. {shown(cfg.output_dir)} holds the adapter of step {step} "
+          f"({kept})")  # fmt: skip
 
 
 def name_base(directory: Path, base: model.Base) -> None:
@@ -251,21 +291,6 @@ def data_parents(files: list[Path], kind: str) -> dict[str, Path]:
     manifests = {p.parent / f"{kind}_manifest.json" for p in files}
     found = [m for m in manifests if m.is_file()]
     return {"data": found[0]} if found else {}
-
-
-def read_both(cfg: Training, kind: str, read) -> tuple[list[dict], list[dict]]:
-    """Training and validation records of the files in the config. UserFault names the unusable rows of a file that has
-    too many of them; fewer are said and left out. `read` is data.sources.read_training_file."""
-    both = []
-    for files in (cfg.data.train_files, cfg.data.val_files):
-        records = []
-        for file in files:
-            some, counts, faults = read(file, kind, cfg.data.max_bad_rows)
-            records += some
-            if faults and runs.main_process():
-                print(f"{shown(file)}: {len(faults)} unusable rows left out, the first: {faults[0]}", flush=True)
-        both.append(records)
-    return both[0], both[1]
 
 
 def say(rows: Rows, schedule: Schedule, cfg: Training) -> None:

@@ -57,16 +57,16 @@ def rows_and_schedule(plan: Plan, kind: str, read) -> None:
         _memory(plan, kind, None)
         return
     try:
-        records = training.read_both(cfg, kind, read)
+        records = training.read_records(cfg, kind, read)
         sft_run = getattr(cfg, "sft_run", None)
         ready = (sft_run / "manifest.json").is_file() if sft_run else model.find_base(cfg.model)[0]
         if not ready:
-            _estimated(plan, records[0])
+            _estimated(plan, records.train)
             _memory(plan, kind, None)
             return
         start = training.start_from_run(cfg, sft_run) if sft_run else training.start_from_base(
             cfg, getattr(cfg, "loss_on", None))  # fmt: skip
-        encoded = (rows.sft_rows if kind == "sft" else rows.preference_rows)(cfg, start, *records)
+        encoded = (rows.sft_rows if kind == "sft" else rows.preference_rows)(cfg, start, records)
         _data(plan, kind, start, encoded)
         training.require_rows(encoded)
         schedule = plan_steps(cfg.trainer, len(encoded.train))
@@ -82,7 +82,7 @@ def rows_and_schedule(plan: Plan, kind: str, read) -> None:
 def _data(plan: Plan, kind: str, start: training.Start, encoded: training.Rows) -> None:
     read = sum(encoded.fates.values())
     plan.fact("data", f"{read} records: " + ", ".join(f"{reason} {n}" for reason, n in sorted(encoded.fates.items())))
-    plan.fact("data", f"{encoded.tokens} tokens, {encoded.trained_tokens} of them trained; {len(encoded.val)} rows validate")
+    plan.fact("data", f"{encoded.tokens} tokens, {encoded.trained_tokens} trained; {len(encoded.val)} rows validate")
     for note in encoded.notes:
         plan.fact("sampling", note)
     injects = f"; it says unasked: {start.template.injects!r}" if start.template.injects else ""

@@ -40,8 +40,8 @@ def main(loaded: Loaded) -> None:
     start = training.start_from_run(cfg, cfg.sft_run) if cfg.sft_run else training.start_from_base(cfg)
     inputs = training.run_inputs(cfg, start)
     run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity={"processes": world_size()}))
-    records = training.read_both(cfg, "pref", sources.read_training_file)
-    rows = rows_of.preference_rows(cfg, start, *records)
+    records = training.read_records(cfg, "pref", sources.read_training_file)
+    rows = rows_of.preference_rows(cfg, start, records)
     training.require_rows(rows)
     schedule = plan_steps(cfg.trainer, len(rows.train))
     training.say(rows, schedule, cfg)
@@ -59,7 +59,7 @@ def main(loaded: Loaded) -> None:
         eval_dataset=rows.val or None,
         processing_class=start.tokenizer,
     )
-    checkpoint = training.train(trainer, run, cfg.trainer.save_minutes)
+    checkpoint = training.train(trainer, run, cfg.trainer.save_minutes, cfg.trainer.early_stopping_patience)
     parents = training.data_parents(cfg.data.train_files, "pref") | ({"sft": cfg.sft_run} if cfg.sft_run else {})
     training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents)
 

@@ -41,8 +41,8 @@ def main(loaded: Loaded) -> None:
     start = training.start_from_base(cfg, cfg.loss_on)
     inputs = training.run_inputs(cfg, start)
     run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity={"processes": world_size()}))
-    records = training.read_both(cfg, "sft", sources.read_training_file)
-    rows = rows_of.sft_rows(cfg, start, *records)
+    records = training.read_records(cfg, "sft", sources.read_training_file)
+    rows = rows_of.sft_rows(cfg, start, records)
     training.require_rows(rows)
     schedule = plan_steps(cfg.trainer, len(rows.train))
     training.say(rows, schedule, cfg)
@@ -57,7 +57,7 @@ def main(loaded: Loaded) -> None:
         eval_dataset=Dataset.from_list(rows.val) if rows.val else None,
         processing_class=start.tokenizer,
     )  # fmt: skip
-    checkpoint = training.train(trainer, run, cfg.trainer.save_minutes)
+    checkpoint = training.train(trainer, run, cfg.trainer.save_minutes, cfg.trainer.early_stopping_patience)
     parents = training.data_parents(cfg.data.train_files, "sft")
     training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents)
 

@@ -42,9 +42,9 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 def questions(count: int, seed: int = 0) -> list[tuple[str, str]]:
     """Small sums in Chinese, enough of them different."""
-    draw = random.Random(seed)
-    pairs = [(draw.randrange(100), draw.randrange(100)) for _ in range(count)]
-    return [(f"{a}加{b}等于多少？", f"{a}加{b}等于{a + b}。") for a, b in pairs]
+    numbers = random.Random(seed).sample(range(10_000), count)
+    sums = [divmod(number, 100) for number in numbers]
+    return [(f"{a}加{b}等于多少？", f"{a}加{b}等于{a + b}。") for a, b in sums]
 
 
 def chats(count: int, seed: int = 0) -> list[dict]:
@@ -63,7 +63,7 @@ def pairs(count: int, seed: int = 0) -> list[dict]:
         q = "What is the sum, please?" + str(i) if i % 3 == 2 else q
         rows.append({"id": f"{seed}-{i}", "source": "sums", "meta": {}, "prompt": [{"role": "user", "content": q}],
                      "chosen": [{"role": "assistant", "content": a}],
-                     "rejected": [{"role": "assistant", "content": "不知道，" * (1 + i % 3) + "也许吧。"}]})  # fmt: skip
+                     "rejected": [{"role": "assistant", "content": "不知道，" * (1 + i % 3) + "吧。"}]})  # fmt: skip
     return rows
 
 
@@ -94,9 +94,10 @@ def make_base(path: Path, seed: int = 0, template: str | None = PLAIN_CHATML, hi
     tokenizer.save_pretrained(path)
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=hidden // 4, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=hidden // 4, max_position_embeddings=1024,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     Qwen3ForCausalLM(config).save_pretrained(path)
     return path

@@ -17,7 +17,8 @@ def tokenizer(base):
 
 def test_training_row_begins_with_the_served_prompt(tokenizer):
     """For every turn, what is trained is the continuation of exactly the ids that a server sends."""
-    conversation = [{"role": "system", "content": "简短。"}, USER, ANSWER, USER, {"role": "assistant", "content": "\n\n七"}]
+    last = {"role": "assistant", "content": "\n\n七"}
+    conversation = [{"role": "system", "content": "简短。"}, USER, ANSWER, USER, last]
     ids, labels = chat.chat_ids(tokenizer, conversation)
     for end in (2, 4):
         prompt = chat.prompt_ids(tokenizer, conversation[:end])

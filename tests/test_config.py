@@ -42,7 +42,8 @@ def test_all_faults_at_once_with_suggestions(tmp_path):
         load_config(TrainSft, path)
     text = str(fault.value)
     for needle in ("'model.base'", "lora.r: ", "16.5", "'lora.alpha'", "loss_on: ", "'assistant'", "'everything'",
-                   "'trainer.learning_rate'", "'trainer.max_length'", "'data.train_files'", "greater than 0"):  # fmt: skip
+                   "'trainer.learning_rate'", "'trainer.max_length'", "'data.train_files'",
+                   "greater than 0"):  # fmt: skip
         assert needle in text, needle
 
 

@@ -64,7 +64,9 @@ def pair(text):
     return {"prompt": [{"role": "user", "content": text}]}
 
 
-@pytest.mark.parametrize("share, chinese, others", [(0.7, 28, 12), (0.5, 12, 12), (1.0, 28, 0), (0.0, 0, 12), (None, 28, 12)])
+@pytest.mark.parametrize("share, chinese, others", [
+    (0.7, 28, 12), (0.5, 12, 12), (1.0, 28, 0), (0.0, 0, 12), (None, 28, 12),
+])  # fmt: skip
 def test_chinese_share(share, chinese, others):
     rows = [pair("这是一个中文问题")] * 28 + [pair("An English question")] * 12
     kept, line = to_chinese_share(rows, share, 0)

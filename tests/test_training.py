@@ -261,12 +261,41 @@ def test_rows_that_all_fall_out_are_said(data, base, tmp_path):
     assert done.returncode == 2 and "longer_than_max_length 120" in done.stderr
 
 
+def test_every_row_of_an_own_file_has_one_fate(base, tmp_path):
+    """Unusable rows, duplicates, a cut turn, rows held out or too long: all counted, and the counts add up."""
+    rows = [{"instruction": f"第{i}题是什么？", "input": "", "output": f"是{i}。"} for i in range(60)]
+    rows += [rows[0], {"instruction": "没有答案", "output": ""}, {"instruction": "长", "output": "长" * 300}]
+    rows.append({"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"},
+                                   {"from": "human", "value": "再问"}]})  # fmt: skip
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(rows, ensure_ascii=False))
+    values = {"model.base": base, "data.train_files": f"[{own}]", "data.val_files": "[]", "data.max_bad_rows": 0.05}
+    done = run_command(*command("sft", tmp_path, tmp_path / "sft", **values))
+    assert done.returncode == 0, done.stderr
+    fates = manifest(tmp_path / "sft")["data"]["fates"]
+    assert sum(fates.values()) == len(rows)
+    assert fates["exact_duplicate"] == 1 and fates["empty_turn"] == 1 and fates["longer_than_max_length"] == 1
+    assert fates["held_out_for_validation"] == 3
+    for said in ("rows stand twice", "trailing_user_turn_cut", "unusable rows left out"):
+        assert said in done.stdout
+    dropped = [json.loads(line) for line in (tmp_path / "sft/dropped.jsonl").read_text().splitlines()]
+    assert sorted(row["reason"] for row in dropped) == ["exact_duplicate", "longer_than_max_length", "unusable"]
+
+
+def test_validation_file_is_the_one_beside_the_training_file(base, data, tmp_path):
+    from posttrain.blocks import TrainData
+
+    assert [p.name for p in TrainData(train_files=["a/sft_train.jsonl"]).val_files] == ["sft_val.jsonl"]
+    assert TrainData(train_files=["a/sft_train.jsonl"], val_files=[]).val_files == []
+    assert TrainData(train_files=["my.jsonl"]).val_files == []
+
+
 # ------------------------------------------------------------------ 4-bit
 
 
 @pytest.mark.slow
 def test_evaluation_does_not_poison_4bit_training(tmp_path):
-    """bitsandbytes repacks 4-bit weights on some CPUs at the first forward without gradients; release_4bit undoes it."""
+    """bitsandbytes repacks 4-bit weights on some CPUs at a forward without gradients; release_4bit undoes it."""
     from posttrain import blocks, model
 
     base = make_base(tmp_path / "base", hidden=128)

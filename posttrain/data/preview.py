@@ -1,7 +1,6 @@
 """The dry run of prepare_data: what is there, what a first record becomes, what would be taken and written."""
 
 import json
-import os
 from itertools import islice
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from posttrain.data.jsonfiles import Fault
 from posttrain.data.reading import Account, items_of
 from posttrain.data.sources import conversation_records, detect, to_records
 from posttrain.errors import UserFault
+from posttrain.hub import host, offline
 from posttrain.plan import Plan, who_makes
 
 FIRST_ROWS = 200
 READ_WHOLE = 16 << 20  # bytes
-OFFLINE = ("1", "ON", "YES", "TRUE")
 EXCERPT = 320
 
 
@@ -62,10 +61,9 @@ def plan_missing(plan: Plan, kind: str, source: Source) -> None:
     role = f"{kind} source {source.key}"
     if plan.dry_run and (maker := who_makes(source.directory, plan.loaded.path.parent, plan.stage)):
         plan.pending.append(f"{role}: {shown(source.directory)}/, made by: {maker}")
-    elif hub_id and config.hub != "none" and os.environ.get("HF_HUB_OFFLINE", "").upper() not in OFFLINE:
-        where = "ModelScope" if config.hub == "modelscope" else os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    elif hub_id and config.hub != "none" and not offline():
         terms = f"{entry.licence}; {entry.limits}"
-        plan.download(f"{role}: {hub_id} from {where} into {shown(source.directory)}/ ({terms})")
+        plan.download(f"{role}: {hub_id} from {host(config.hub)} into {shown(source.directory)}/ ({terms})")
     else:
         layable = "json, jsonl, csv, tsv, parquet, plain or packed"
         plan.faults.append(f"{role}: no data files in {shown(source.directory)}/\n"
