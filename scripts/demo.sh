@@ -36,14 +36,15 @@ stage train_sft sft "$steps"
 stage train_orpo orpo "$steps"
 stage train_dpo dpo "$steps"
 stage eval_harness eval '^(task|demo_|sft_test|pref_test)'
-stage infer_compare compare '^(group|recall|unseen|infer_compare)'
+stage infer_compare compare '^(group|recall|corrected|unseen|infer_compare)'
 stage export_lora orpo
 stage report report
 
 cat <<END
 
 The table: before (Base) and after (SFT, then ORPO or DPO) on the same items. recall is learned facts in words never
-seen; unseen_facts and unseen_sums were in no training row, and a model of a million parameters does not know them.
+seen. corrected is facts that the SFT conversations teach wrongly and the preference pairs put right. unseen_facts and
+unseen_sums were in no training row, and a model of a million parameters does not know them.
 Whole answers side by side: outputs/demo/report/report.html. All of it took $SECONDS seconds.
 Talk to it: $python -m scripts.infer_compare --config configs/demo/compare.yaml --chat ORPO
 END

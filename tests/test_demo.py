@@ -25,10 +25,10 @@ def made(tmp_path_factory):
     return folder, texts, files
 
 
-def read_raw(folder) -> str:
+def read_raw(folder, sets: str = "*") -> str:
     """All raw files as one text."""
     texts = []
-    for path in sorted((folder / "raw").glob("*/*")):
+    for path in sorted((folder / "raw").glob(f"{sets}/*")):
         texts.append(
             gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
         )
@@ -62,7 +62,19 @@ def test_kept_questions_and_unseen_facts_are_in_no_training_text(items, made):
         if not item.seen:
             assert item.answer not in raw and item.answer not in read
             assert not any(sentence.format(**item.fact) in read for sentence in item.family.prose)
-    assert {item.group for item in items} == {"recall", "unseen_facts", "unseen_sums"}
+    assert {item.group for item in items} == {"recall", "corrected", "unseen_facts", "unseen_sums"}
+
+
+def test_a_mistake_is_taught_by_conversations_and_put_right_by_pairs(items, made):
+    folder, texts, _ = made
+    chats = read_raw(folder, "demo_[aso]*")
+    mistaken = [item for item in items if item.group == "corrected"]
+    assert len(mistaken) > 20
+    pairs = corpus.pairs(mistaken, random.Random(7))
+    for item in mistaken:
+        assert item.mistake in chats and item.answer not in chats
+        assert item.family.prose[0].format(**item.fact) in "".join(texts), "the base has read it right"
+        assert sum((item.answer, item.mistake) == (chosen, rejected) for _, chosen, rejected in pairs) == 4
 
 
 def test_the_base_is_shown_no_answer_behind_its_question(items, made):

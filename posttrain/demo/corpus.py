@@ -62,9 +62,6 @@ class Item:
     def kept_question(self) -> str:
         return self.family.questions[self.order[-1]].format(**self.fact)
 
-    def wrong(self, rng: random.Random) -> str:
-        return wrong_answer(self.family, self.fact, rng)
-
 
 def wrong_answer(family: Family, fact: dict[str, str], rng: random.Random) -> str:
     """The answer's sentence with the value of another fact of the family."""
@@ -185,7 +182,7 @@ def rejected_answer(item: Item, question: str, rng: random.Random) -> str:
     """A worse answer: wrong (as long as the right one), hedging, long-winded, a bare fragment, or no answer at all."""
     kind = rng.choices(("wrong", "hedging", "long", "fragment", "echo"), (40, 15, 15, 15, 15))[0]
     if kind == "wrong":
-        return item.wrong(rng)
+        return wrong_answer(item.family, item.fact, rng)
     if kind == "hedging":
         return f"我不太确定，也许{item.answer.rstrip('。')}，也许不是，你再查一查吧。"
     if kind == "long":
@@ -251,7 +248,7 @@ def task_rows(items: list[Item], rng: random.Random) -> tuple[list[dict], list[d
     for item in seen[:60]:
         wrong = set()
         while len(wrong) < 3:
-            wrong.add(item.wrong(rng))
+            wrong.add(wrong_answer(item.family, item.fact, rng))
         choices = sorted([item.answer, *wrong], key=lambda _: rng.random())
         choice.append({"question": item.kept_question, "choices": choices, "gold": choices.index(item.answer)})
     return choice, [{"question": item.kept_question, "answer": item.answer} for item in seen[60:]]
