@@ -1,5 +1,6 @@
 """The blocks of config keys that several stages share. Trainer knobs carry TRL's and transformers' names."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -115,8 +116,8 @@ class TrainData(Block):
 
     train_files: list[ProjectPath] = Field(min_length=1)
     """JSONL (or JSON, CSV, parquet, gz) files to train on."""
-    val_files: list[ProjectPath]
-    """Files for the validation loss. Left out: the *_val file beside each *_train file. []: `val_share` is held out."""
+    val_files: list[ProjectPath] | None = None
+    """Files for the validation loss. null: the *_val file beside each *_train file. []: `val_share` is held out."""
     val_share: float = Field(0.05, ge=0, lt=0.5)
     """Share of rows held out where there is no val_files; 0 trains without validation (the last checkpoint is kept)."""
     max_train_rows: int | None = Field(None, ge=1)
@@ -128,13 +129,12 @@ class TrainData(Block):
     max_bad_rows: float = Field(0.01, ge=0, le=1)
     """Share of unusable rows above which the run stops (2)."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _validation_beside_training(cls, values):
-        if isinstance(values, dict) and values.get("val_files") is None and isinstance(values.get("train_files"), list):
-            names = [str(file) for file in values["train_files"]]
-            values = values | {"val_files": [n.replace("_train.", "_val.") for n in names if "_train." in n]}
-        return values
+    @property
+    def validation_files(self) -> list[Path]:
+        """What `val_files` stands for: itself, or the *_val files beside the *_train files."""
+        if self.val_files is not None:
+            return self.val_files
+        return [f.with_name(f.name.replace("_train.", "_val.")) for f in self.train_files if "_train." in f.name]
 
 
 class Export(Block):

@@ -173,7 +173,7 @@ def read_records(cfg: Training, kind: str, read) -> Records:
             else:
                 seen.add(content)
                 out.train.append(record)
-    for file in cfg.data.val_files:
+    for file in cfg.data.validation_files:
         out.val += read(file, kind, cfg.data.max_bad_rows)[0]
     repairs = Counter(name for record in out.train for name in record["meta"].get("repairs", []))
     out.notes += [f"{count} records repaired: {name}" for name, count in repairs.items()]
@@ -211,7 +211,7 @@ def require_rows(rows: Rows) -> None:
 def run_inputs(cfg: Training, start: Start) -> dict[str, Any]:
     """The inputs that make a run what it is: data files, base, template, the adapter continued."""
     inputs = {f"train:{shown(p)}": runs.describe_file(p) for p in cfg.data.train_files}
-    inputs |= {f"val:{shown(p)}": runs.describe_file(p) for p in cfg.data.val_files}
+    inputs |= {f"val:{shown(p)}": runs.describe_file(p) for p in cfg.data.validation_files}
     inputs["base"] = start.base.facts()
     inputs["template"] = {"name": start.template.name, "sha256": templates.template_sha(start.template.text)}
     if start.adapter_dir:

@@ -29,10 +29,10 @@ def inputs(plan: Plan, kind: str) -> None:
                           "(beforehand: python -m scripts.fetch)")  # fmt: skip
         else:
             plan.faults.append(model.base_fault(notes))
-    otherwise = "For files of your own set data.train_files=[...] and data.val_files=[] (a share is held out)."
+    otherwise = "For a file of your own: --set data.train_files=[my.jsonl] (a share of it is held out)."
     for file in cfg.data.train_files:
         plan.need("training data", file, otherwise=otherwise)
-    for file in cfg.data.val_files:
+    for file in cfg.data.validation_files:
         plan.need("validation data", file, otherwise="Without one set data.val_files=[] (data.val_share is held out).")
     plan.make(cfg.output_dir, note="adapter, tokenizer, checkpoints, metrics.jsonl, manifest.json")
 
@@ -52,7 +52,7 @@ def rows_and_schedule(plan: Plan, kind: str, read) -> None:
     """What a real run would make of the data: with the tokenizer on disk by the very code that trains, else estimated.
     `read` is data.sources.read_training_file."""
     cfg = plan.config
-    if not all(file.is_file() for file in cfg.data.train_files + cfg.data.val_files):
+    if not all(file.is_file() for file in cfg.data.train_files + cfg.data.validation_files):
         plan.fact("data", "rows and steps are known once the data is there")
         _memory(plan, kind, None)
         return

@@ -3,7 +3,7 @@ Supervised fine-tuning: conversations in, LoRA adapter out.
 
     python -m scripts.train_sft --config configs/sft.yaml --dry-run
     accelerate launch -m scripts.train_sft --config configs/sft.yaml
-    accelerate launch -m scripts.train_sft --set data.train_files=[my.jsonl] --set data.val_files=[]
+    accelerate launch -m scripts.train_sft --set data.train_files=[my.jsonl]     # your own rows
 """
 
 import sys

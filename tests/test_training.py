@@ -282,12 +282,16 @@ def test_every_row_of_an_own_file_has_one_fate(base, tmp_path):
     assert sorted(row["reason"] for row in dropped) == ["exact_duplicate", "longer_than_max_length", "unusable"]
 
 
-def test_validation_file_is_the_one_beside_the_training_file(base, data, tmp_path):
-    from posttrain.blocks import TrainData
+def test_validation_file_is_the_one_beside_the_training_file(tmp_path):
+    from posttrain.config import load_config
+    from posttrain.stages import TrainSft
 
-    assert [p.name for p in TrainData(train_files=["a/sft_train.jsonl"]).val_files] == ["sft_val.jsonl"]
-    assert TrainData(train_files=["a/sft_train.jsonl"], val_files=[]).val_files == []
-    assert TrainData(train_files=["my.jsonl"]).val_files == []
+    for train, val, expected in (("a/sft_train.jsonl", None, ["sft_val.jsonl"]), ("a/sft_train.jsonl", "[]", []),
+                                 ("my.jsonl", None, []), ("my.jsonl", "[v.jsonl]", ["v.jsonl"])):  # fmt: skip
+        sets = [f"data.train_files=[{train}]"] + ([f"data.val_files={val}"] if val else [])
+        data = load_config(TrainSft, ROOT / "configs/sft.yaml", ["hardware=cpu", *sets]).config.data
+        assert [p.name for p in data.validation_files] == expected
+        assert all(p.parent == data.train_files[0].parent for p in data.validation_files)
 
 
 # ------------------------------------------------------------------ 4-bit
