@@ -74,12 +74,10 @@ def causal_lm(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def _logps_forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None,
-                   **_: Any) -> dict[str, Tensor]:  # fmt: skip
+def _logps_forward(self, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
     """A causal LM's forward that returns log-probabilities of the labels instead of logits."""
-    hidden = self.get_decoder()(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
+    given = {name: value for name, value in inputs.items() if value is not None}  # PEFT passes what nobody gave as None
+    hidden = self.get_decoder()(**given | {"use_cache": False}).last_hidden_state
     return {"logps": token_logps(hidden[:, :-1], self.get_output_embeddings().weight, labels[:, 1:])}
 
 

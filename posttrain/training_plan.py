@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from posttrain import chat, hub, model, rows, training
-from posttrain.config import shown
+from posttrain.config import in_project, shown
 from posttrain.errors import PosttrainError, UserFault
 from posttrain.forecast import memory
-from posttrain.plan import Plan
+from posttrain.plan import Plan, who_makes
 from posttrain.schedule import Schedule, plan_steps
 
 
@@ -27,6 +27,8 @@ def inputs(plan: Plan, kind: str) -> None:
             others = f", else {' or '.join(cfg.model.fallback)}" if cfg.model.fallback else ""
             plan.download(f"base: {cfg.model.base}{others}, downloaded from {cfg.model.hub} at the start of the run "
                           "(beforehand: python -m scripts.fetch)")  # fmt: skip
+        elif who_makes(in_project(Path(cfg.model.base)), plan.loaded.path.parent, plan.stage):
+            plan.need("base", in_project(Path(cfg.model.base)))
         else:
             plan.faults.append(model.base_fault(notes))
     otherwise = "For a file of your own: --set data.train_files=[my.jsonl] (a share of it is held out)."

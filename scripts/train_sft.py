@@ -28,14 +28,15 @@ def plan(plan: Plan) -> None:
 
 
 def main(loaded: Loaded) -> None:
-    """Rows, model, TRL's SFTTrainer, adapter."""
+    """Rows, model, TRL's trainer with our head, adapter."""
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     from posttrain import rows as rows_of
     from posttrain import training
     from posttrain.data import sources
     from posttrain.schedule import plan_steps, world_size
+    from posttrain.sft import ChunkedSFTTrainer
 
     cfg: TrainSft = loaded.config
     start = training.start_from_base(cfg, cfg.loss_on)
@@ -47,7 +48,7 @@ def main(loaded: Loaded) -> None:
     schedule = plan_steps(cfg.trainer, len(rows.train))
     training.say(rows, schedule, cfg)
 
-    trainer = SFTTrainer(
+    trainer = ChunkedSFTTrainer(
         model=training.load_trainable(cfg, start),
         args=training.arguments(
             SFTConfig, cfg, schedule, bool(rows.val), packing=cfg.trainer.packing, eval_packing=False,

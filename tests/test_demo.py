@@ -54,7 +54,10 @@ def test_sums_and_products_are_right():
 
 def test_kept_questions_and_unseen_facts_are_in_no_training_text(items, made):
     folder, texts, _ = made
-    raw, read = read_raw(folder).replace("\\n", "\n"), "\n".join(texts)
+    raw, read = read_raw(folder), "\n".join(texts)
+    asked = {question.replace("\n", "") for item in items if item.seen for question in item.questions}
+    for question in sorted(asked, key=len, reverse=True):  # one may begin like another: 牛, 牛奶
+        read = read.replace(question, "")
     for item in items:
         whole = json.dumps(item.kept_question, ensure_ascii=False).strip('"')
         assert f'"{whole}"' not in raw

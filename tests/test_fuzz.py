@@ -16,9 +16,10 @@ from posttrain.records import fault_in
 
 SEEDS = {
     "sft": [
-        {"instruction": "介绍北京", "input": "", "output": "北京是首都。", "history": [["你好", "你好！"]], "system": "简短"},
+        {"instruction": "介绍北京", "input": "", "output": "是首都。", "history": [["你好", "你好！"]], "system": "短"},
         {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}], "tools": "[]"},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "问"}]}, {"role": "assistant", "content": "答"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "问"}]},
+                      {"role": "assistant", "content": "答"}]},
         {"prompt": "问", "completion": "答"},
         {"conversation": [{"human": "问", "assistant": "答"}]},
         {"message_id": "a", "parent_id": None, "text": "问", "role": "prompter", "lang": "zh", "message_tree_id": "a"},

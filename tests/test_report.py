@@ -239,6 +239,8 @@ def test_the_numbers_are_those_of_the_manifests(outputs):
     assert rows["seen", "exact match"].cells[keys[0]].stderr == pytest.approx((0.25 / 2) ** 0.5)
     assert not rows["pref_test", "preference accuracy"].best, "all the same: nobody is best"
     assert ("open", "exact match") not in rows
+    top = [row.measure for row in content.headline(list(rows.values()))]
+    assert top == ["exact match", "format and end right", "preference accuracy"]
 
 
 def test_two_runs_of_one_stage_are_told_apart(outputs):

@@ -3,7 +3,8 @@ The demo's files: a raw corpus in the original schemas of public sets, prompts w
 
 Every fact is asked for in five of its family's six ways; the sixth, another one for each fact, is kept for the prompts
 (group recall). Of a few facts the conversations teach a mistake, as real SFT data do, and the preference pairs put it
-right (group corrected). Some facts and some sums are never seen at all (groups unseen_facts, unseen_sums). A few rows are broken, doubled, foreign or too short on purpose: the data card has to tell of them.
+right (group corrected). Some facts and some sums are never seen at all (groups unseen_facts, unseen_sums). A few rows
+are broken, doubled, foreign or too short on purpose: the data card has to tell of them.
 """
 
 import gzip
@@ -233,7 +234,9 @@ def prompt_rows(items: list[Item], rng: random.Random) -> list[dict]:
     `meta.format` is the house format as a regular expression, whatever the answer says.
     """
     recall = [item for item in items if item.group == "recall"]
-    chosen = rng.sample(recall, NUM_RECALL_PROMPTS) + [item for item in items if item.group != "recall"]
+    chosen = rng.sample(recall, NUM_RECALL_PROMPTS)
+    for group in ("corrected", "unseen_facts", "unseen_sums"):
+        chosen += [item for item in items if item.group == group]
     return [
         {"id": record_id("demo_prompts", item.kept_question), "prompt": item.kept_question, "answer": item.answer,
          "group": item.group, "meta": {"family": item.family.name, "format": HOUSE_FORMAT}}

@@ -189,15 +189,13 @@ def _held_out_rows(run: FoundRun) -> list[Row]:
 
 
 def headline(rows: list[Row]) -> list[Row]:
-    """The rows that become pictures at the top: the first group, the format (or the end), preferences, the loss."""
-    wanted = [
-        next((r for r in rows if r.measure == "exact match"), None),
-        next((r for r in rows if r.measure == "format and end right"), None)
-        or next((r for r in rows if r.measure == "ended by itself"), None),
-        next((r for r in rows if r.measure == "preference accuracy"), None),
-        next((r for r in rows if r.unit == "loss"), None),
-    ]
-    return [row for row in wanted if row]
+    """The rows that become pictures at the top, four at most: the first groups in which the models differ, the format
+    (or the end), preferences, the loss."""
+    exact = [row for row in rows if row.measure == "exact match" and row.best][:2]
+    ends = [row for row in rows if row.measure in ("format and end right", "ended by itself")][-1:]
+    pairs = [row for row in rows if row.measure == "preference accuracy"][:1]
+    losses = [row for row in rows if row.unit == "loss"][:1]
+    return [*exact, *ends, *pairs, *losses][:4]
 
 
 # ------------------------------------------------------------------ samples, training, data
