@@ -84,12 +84,13 @@ class Trainer(Block):
     seed: int = 42
     """Seed of data order, dropout and adapter initialisation."""
     logging_steps: int = Field(50, ge=1)
-    """Optimiser steps between two lines of metrics.jsonl."""
+    """Optimiser steps between two lines of metrics.jsonl; a short run has at least ten lines."""
     save_steps: int = Field(1000, ge=1)
-    """Steps between two checkpoints; the validation loss is taken at each, and the best one becomes the adapter."""
+    """Steps between two checkpoints; the validation loss is taken at each, and the best one becomes the adapter. A run
+    shorter than that is validated five times."""
     save_minutes: float = Field(15, gt=0)
     """A checkpoint for resuming is also written when the last one is older than this."""
-    save_total_limit: int = Field(3, ge=1)
+    save_total_limit: int = Field(3, ge=2)
     """Checkpoints kept on disk, the best one always among them."""
     early_stopping_patience: int = Field(0, ge=0)
     """Stop after this many validations without a better loss; 0 never stops early."""

@@ -30,10 +30,11 @@ class Metrics(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         """A resumed run repeats the steps after its checkpoint: their old lines go."""
-        if main_process() and self.path.exists():
-            written = self.path.read_text().splitlines()
-            lines = [line for line in written if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(f"{line}\n" for line in lines))
+        if main_process():
+            written = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+            whole = [line for line in written if line.endswith("}\n")]  # a kill can cut the last line
+            kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(kept))
         self.began = self.since = time.time()
         self.first_step = state.global_step
 
@@ -114,16 +115,23 @@ class CleanStop(TrainerCallback):
 
 
 class StopOnNan(TrainerCallback):
-    """A loss or gradient that is not a number ends the run (4) before it is written into a checkpoint."""
+    """A loss, gradient or weight that is not a number ends the run (4); no such checkpoint counts as complete."""
+
+    causes = "usual causes: fp16 (set trainer.precision=bf16 or fp32), a learning rate too high"
 
     def on_log(self, args, state, control, logs=None, **_):
-        watched = {k: v for k, v in (logs or {}).items() if k in ("loss", "eval_loss", "grad_norm")}
+        # With fp16 the loss scaler finds its scale by steps whose gradients overflow: those it skips by itself.
+        names = ("loss", "eval_loss") if args.fp16 else ("loss", "eval_loss", "grad_norm")
+        watched = {k: v for k, v in (logs or {}).items() if k in names}
         bad = ", ".join(f"{k} is {v}" for k, v in watched.items() if not math.isfinite(v))
         if bad:
-            raise CheckFailed(
-                f"step {state.global_step}: {bad}; the checkpoints before it are kept\n"
-                "  usual causes: fp16 (set trainer.precision=bf16 or fp32), a learning rate too high"
-            )
+            raise CheckFailed(f"step {state.global_step}: {bad}; the checkpoints before it are kept\n  {self.causes}")
+
+    def on_save(self, args, state, control, model=None, **_):
+        weights = [p for p in model.parameters() if p.requires_grad]
+        if not all(torch.isfinite(p).all() for p in weights):
+            raise CheckFailed(f"step {state.global_step}: the adapter holds nan or inf; the checkpoints before it are "
+                              f"kept\n  {self.causes}")  # fmt: skip
 
 
 def peak_memory() -> dict[str, float]:
@@ -137,7 +145,8 @@ def peak_memory() -> dict[str, float]:
 
 def newest_complete(output_dir: Path) -> Path | None:
     """The newest checkpoint that was written to its end. Newer ones that were not are removed, and said."""
-    found = sorted((int(p.name.rpartition("-")[2]), p) for p in output_dir.glob("checkpoint-*") if p.is_dir())
+    found = sorted((int(p.name.rpartition("-")[2]), p) for p in output_dir.glob("checkpoint-*")
+                   if p.is_dir() and p.name.rpartition("-")[2].isdigit())  # fmt: skip
     for _, folder in reversed(found):
         if is_complete(folder):
             return folder

@@ -30,6 +30,10 @@ def lock_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> Non
     ids, labels = chat_ids(tokenizer, PROBES[0])
     if all(label == IGNORED for label in labels):
         raise UserFault(f"the template '{template.name}' marks no token of an answer as trained")
+    other = chat_ids(tokenizer, [PROBES[0][0], {"role": "assistant", "content": "好"}])[0]
+    if ids[-1] != other[-1]:
+        raise UserFault(f"the template '{template.name}' has no end-of-turn token inside {{% generation %}}: an answer "
+                        "would be learned without its end")  # fmt: skip
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[-1])
 
 
@@ -107,9 +111,17 @@ class Encoded:
     """Rows ready for a trainer, and what became of every record."""
 
     rows: list[dict[str, list[int]]] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    row_fates: list[str] = field(default_factory=list)
     fates: Counter = field(default_factory=Counter)
     dropped: list[dict[str, str]] = field(default_factory=list)
-    shortened: list[str] = field(default_factory=list)
+
+    def keep(self, index: int, row: dict, fate: str) -> None:
+        """Add the row of record number `index`."""
+        self.rows.append(row)
+        self.kept.append(index)
+        self.row_fates.append(fate)
+        self.fates[fate] += 1
 
     def drop(self, record: dict, reason: str) -> None:
         self.fates[reason] += 1
@@ -120,7 +132,7 @@ def encode_chats(tokenizer: PreTrainedTokenizerBase, records: list[Chat], max_le
                  on_too_long: str) -> Encoded:  # fmt: skip
     """Conversations to rows {"input_ids", "labels"} of at most `max_length` tokens. Every record has one fate."""
     out, has_tools = Encoded(), "tools" in tokenizer.chat_template
-    for record in records:
+    for index, record in enumerate(records):
         messages, tools = record["messages"], record.get("tools")
         if not has_tools and (tools or any(m.get("tool_calls") or m["role"] == "tool" for m in messages)):
             out.drop(record, "template_without_tools")
@@ -139,9 +151,7 @@ def encode_chats(tokenizer: PreTrainedTokenizerBase, records: list[Chat], max_le
         elif all(label == IGNORED for label in labels):
             out.drop(record, "no_trained_token")
         else:
-            out.fates[fate] += 1
-            out.shortened += [record["id"]] if fate != "kept" else []
-            out.rows.append({"input_ids": ids, "labels": labels})
+            out.keep(index, {"input_ids": ids, "labels": labels}, fate)
     return out
 
 
@@ -156,7 +166,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, records: list[Preference], 
                  on_too_long: str) -> Encoded:  # fmt: skip
     """Preference pairs to rows of ids; a pair is as long as its prompt and its longer answer."""
     out, has_tools = Encoded(), "tools" in tokenizer.chat_template
-    for record in records:
+    for index, record in enumerate(records):
         if not has_tools and (record.get("tools") or any(m["role"] == "tool" for m in record["prompt"])):
             out.drop(record, "template_without_tools")
             continue
@@ -171,9 +181,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, records: list[Preference], 
                                 f"trainer.max_length is {max_length}")  # fmt: skip
             out.drop(record, "longer_than_max_length")
         else:
-            out.fates[fate] += 1
-            out.shortened += [record["id"]] if fate != "kept" else []
-            out.rows.append(ids)
+            out.keep(index, ids, fate)
     return out
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 the user's to mend; 3 does not fit; 4 a check failed; 130 
 """
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import Loaded, in_project, load_config, shown
-from posttrain.errors import Interrupted, PosttrainError
+from posttrain.errors import Interrupted, PosttrainError, WontFit
 from posttrain.plan import Plan
 from posttrain.runs import Run, main_process
 from posttrain.stages import StageConfig
@@ -107,10 +108,12 @@ def guarded(stage: str, work: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:
-        if _open_run:
+    except Exception as error:
+        code, message = _of_the_machine(error)
+        if not code and _open_run:
             _open_run.status("failed", 1, traceback.format_exc())
-        raise
+        if not code:
+            raise
     if message and main_process():
         stream = sys.stdout if code == 0 else sys.stderr
         sys.stdout.flush()
@@ -120,6 +123,21 @@ def guarded(stage: str, work: Callable[[], int]) -> int:
         if main_process() and code:
             print(f"  record: {shown(_open_run.status_path)}", file=sys.stderr, flush=True)
     return code
+
+
+def _of_the_machine(error: Exception) -> tuple[int, str]:
+    """(exit code, message) of a failure of disk or card rather than of this program; (0, "") for any other."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; torch is not imported for its name
+        return WontFit.exit_code, (
+            f"the card is out of memory ({str(error).splitlines()[0]})\n  in this order: a smaller "
+            "trainer.per_device_train_batch_size, trainer.gradient_checkpointing=true, a shorter trainer.max_length, "
+            "model.quantization=nf4, a smaller model.base; --dry-run forecasts each"
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return WontFit.exit_code, f"the disk is full ({error.filename or error})"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return PosttrainError.exit_code, f"{shown(error.filename)}: {error.strerror}"
+    return 0, ""
 
 
 def _quiet() -> None:

@@ -63,12 +63,15 @@ ALIASES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `2e-4` as a float (YAML 1.1 needs `2.0e-4`) and refuses a key given twice."""
+    """SafeLoader that reads `2e-4` as a float (YAML 1.1 needs `2.0e-4`); refuses a key twice, or that is no text."""
 
     def construct_mapping(self, node, deep=False):
         seen = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not text; if it is meant, put it in quotes",
+                                           problem_mark=key_node.start_mark)  # fmt: skip
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark)
             seen[key] = True
@@ -172,11 +175,10 @@ def pick_hardware(card: tuple[str, float] | None) -> str:
 
 def hardware_values(name: str, stage: str) -> tuple[dict, dict]:
     """(values for this stage, facts of the card) of configs/hardware/<name>.yaml."""
-    path = ROOT / f"configs/hardware/{name}.yaml"
-    choices = sorted(p.stem for p in path.parent.glob("*.yaml"))
-    if name not in choices:
-        raise UserFault(f"hardware: no configs/hardware/{name}.yaml\n  choices: auto, {', '.join(choices)}")
-    content = read_yaml(path)
+    files = {path.stem: path for path in sorted((ROOT / "configs/hardware").glob("*.yaml"))}
+    if name not in files:
+        raise UserFault(f"hardware: no file '{name}' in configs/hardware\n  choices: auto, {', '.join(files)}")
+    content = read_yaml(files[name])
     facts = {key: content[key] for key in ("card", "vram_gib") if key in content}
     return merge(content.get("all_training", {}) if stage.startswith("train") else {}, content.get(stage, {})), facts
 

@@ -1,6 +1,6 @@
 """Tokenizer, base model, quantisation, adapter: found, loaded and identified in one place."""
 
-import json
+import hashlib
 import os
 import sys
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
@@ -41,7 +42,8 @@ def missing_files(directory: Path) -> list[str]:
         missing.append("tokenizer.json")
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        listed = runs.read_json(index) or {}
+        shards = set(listed.get("weight_map", {"": "a readable model.safetensors.index.json"}).values())
         missing += sorted(shard for shard in shards if not (directory / shard).is_file())
     elif not list(directory.glob("*.safetensors")):
         missing.append("model.safetensors")
@@ -136,6 +138,9 @@ def dtype_of(precision: str) -> torch.dtype:
 
 def attention(asked: str) -> str:
     """auto: flash attention 2 where the package is there and the card is Ampere or newer, else PyTorch's sdpa."""
+    if asked == "flash_attention_2" and not find_spec("flash_attn"):
+        raise UserFault("model.attn_implementation: flash_attention_2 needs the package flash_attn, which is not here; "
+                        "choose auto or sdpa")  # fmt: skip
     if asked != "auto":
         return asked
     able = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
@@ -145,9 +150,25 @@ def attention(asked: str) -> str:
 # ------------------------------------------------------------------ loading
 
 
+def read_tokenizer(path: Path, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a directory as it is there. UserFault if it cannot be read."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # json, tokenizers and transformers each raise their own for a damaged file
+        raise UserFault(f"{shown(path)}: its tokenizer cannot be read ({str(error).splitlines()[0]}); fetch or copy it "
+                        "again") from error  # fmt: skip
+
+
+def tokenizer_sha(path: Path) -> str:
+    """SHA-256 over the files that decide how text becomes ids."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+    hashes = [f"{name}:{runs.sha256(path / name)}" for name in names if (path / name).is_file()]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
 def load_tokenizer(path: Path, chat_template: str = "auto", trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a base or of a run, with the training template locked in and a padding token set."""
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(path, trust_remote_code)
     template = templates.choose_template(tokenizer, chat_template)
     chat.lock_template(tokenizer, template)
     if tokenizer.pad_token is None:
@@ -174,7 +195,9 @@ def load_base(path: Path, precision: str = "auto", quantization: str = "none", d
         model = AutoModelForCausalLM.from_pretrained(
             path, use_safetensors=True, trust_remote_code=trust_remote_code, **arguments
         )
-    except (OSError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise UserFault(f"model.base: {shown(path)} cannot be loaded: {str(error).splitlines()[0]}") from error
     if getattr(model.config, "final_logit_softcapping", None):
         raise UserFault(f"model.base: {shown(path)} caps its logits (final_logit_softcapping), which the chunked "
@@ -182,15 +205,32 @@ def load_base(path: Path, precision: str = "auto", quantization: str = "none", d
     return model.eval()
 
 
+def check_targets(model: nn.Module, lora: blocks.Lora) -> None:
+    """UserFault for a target module that this architecture does not have, or that the losses do not allow."""
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear.discard("lm_head")  # the losses read the head's weight directly: an adapter on it would do nothing
+    unknown = [name for name in lora.target_modules if name not in linear]
+    if unknown:
+        raise UserFault(f"lora.target_modules: {', '.join(unknown)} cannot have an adapter in {type(model).__name__}\n"
+                        f"  choose from: {', '.join(sorted(linear))}")  # fmt: skip
+
+
+def skeleton(path: Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model of a directory without its weights, for checks that need only its layers."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserFault(f"model.base: {shown(path)}: its config.json cannot be used "
+                        f"({str(error).splitlines()[0]})") from error  # fmt: skip
+
+
 def new_adapter(model: PreTrainedModel, lora: blocks.Lora):
     """A fresh LoRA adapter on the base. UserFault if a target module is not in this architecture."""
     from peft import LoraConfig, get_peft_model
 
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    unknown = [name for name in lora.target_modules if name not in linear]
-    if unknown:
-        raise UserFault(f"lora.target_modules: {', '.join(unknown)} not in {type(model).__name__}\n"
-                        f"  its linear layers: {', '.join(sorted(linear))}")  # fmt: skip
+    check_targets(model, lora)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias=lora.bias,
                         target_modules=list(lora.target_modules), task_type="CAUSAL_LM")  # fmt: skip
     return get_peft_model(model, config)

@@ -75,50 +75,67 @@ class PreferenceTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """(pairs, scored tokens of the chosen rows) of all micro-batches of a step, over all processes."""
+        items = self._count_items(batch_samples, device)
+        return self.accelerator.reduce(items, "sum") if self.args.world_size > 1 else items
+
+    def _count_items(self, batch_samples: list, device: torch.device) -> Tensor:
         pairs = sum(len(batch["labels"]) // 2 for batch in batch_samples)
         tokens = sum((b["labels"][: len(b["labels"]) // 2, 1:] != IGNORED).sum() for b in batch_samples)
-        items = torch.tensor([pairs, int(tokens)], device=device, dtype=torch.float32)
-        return self.accelerator.reduce(items, "sum") if self.args.world_size > 1 else items
+        return torch.tensor([pairs, int(tokens)], device=device, dtype=torch.float32)
 
     def compute_loss(self, lm, inputs, return_outputs=False, num_items_in_batch=None):
         items = num_items_in_batch
-        if items is None:  # in a validation
-            items = self._get_num_items_in_batch([inputs], self.args.device)
+        if items is None:  # in a validation: this batch alone, on this process alone
+            items = self._count_items([inputs], self.args.device)
         sums, lengths, logps = answer_sums(lm, inputs)
         (chosen, rejected), (chosen_len, rejected_len) = sums.chunk(2), lengths.chunk(2)
         if isinstance(self.cfg, TrainOrpo):
-            loss, facts = self._orpo(inputs, items, logps, chosen, rejected, chosen_len, rejected_len)
+            nll, pairs, facts = self._orpo(logps, chosen, rejected, chosen_len, rejected_len)
         else:
-            loss, facts = self._dpo(inputs, items, chosen, rejected)
+            nll, pairs, facts = self._dpo(inputs["ref_logps"], chosen, rejected)
+        loss = pairs / items[0] + nll / items[1]
+        if not lm.training:
+            self.eval_sums += torch.stack([pairs.detach(), nll.detach(), items[0], items[1]])
         self._note("train" if lm.training else "eval", facts, inputs)
-        return (loss * self.args.world_size, {}) if return_outputs else loss * self.args.world_size
+        if num_items_in_batch is not None:  # DDP averages gradients over processes, and the items are of all of them
+            loss = loss * self.args.world_size
+        return (loss, {}) if return_outputs else loss
 
-    def _orpo(self, inputs, items, logps, chosen, rejected, chosen_len, rejected_len):
+    def _orpo(self, logps, chosen, rejected, chosen_len, rejected_len):
+        """(likelihood term summed over tokens, odds term summed over pairs, facts per pair)."""
         mean_chosen, mean_rejected = chosen / chosen_len, rejected / rejected_len
         odds_loss, log_odds = losses.orpo_odds_loss(
             mean_chosen, mean_rejected, chosen_len, rejected_len, self.cfg.length_penalty
         )
-        nll = -logps[: len(chosen)].sum() / items[1]
-        loss = nll + self.cfg.beta * odds_loss.sum() / items[0]
+        nll, odds = -logps[: len(chosen)].sum(), self.cfg.beta * odds_loss.sum()
         margin = self.cfg.beta * (mean_chosen - mean_rejected).detach()
-        return loss, {"rewards/margins": margin, "rewards/accuracies": (margin > 0).float(),
-                      "log_odds": log_odds.detach(), "nll_loss": (-mean_chosen).detach()}  # fmt: skip
+        return nll, odds, {"rewards/margins": margin, "rewards/accuracies": (margin > 0).float(),
+                           "log_odds": log_odds.detach(), "nll_loss": (-mean_chosen).detach()}  # fmt: skip
 
-    def _dpo(self, inputs, items, chosen, rejected):
-        ref_chosen, ref_rejected = inputs["ref_logps"].chunk(2)
+    def _dpo(self, ref_logps, chosen, rejected):
+        """(0, loss summed over pairs, facts per pair)."""
+        ref_chosen, ref_rejected = ref_logps.chunk(2)
         loss, chosen_reward, rejected_reward = losses.dpo_loss(
             chosen, rejected, ref_chosen, ref_rejected, self.cfg.beta
         )
         margin = (chosen_reward - rejected_reward).detach()
-        return loss.sum() / items[0], {
+        return loss.new_zeros(()), loss.sum(), {
             "rewards/margins": margin, "rewards/accuracies": (margin > 0).float(),
             "rewards/chosen": chosen_reward.detach(), "rewards/rejected": rejected_reward.detach(),
         }  # fmt: skip
 
     def prediction_step(self, lm, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(lm, self._prepare_inputs(inputs)) / self.args.world_size
+            loss = self.compute_loss(lm, self._prepare_inputs(inputs))
         return loss.detach(), None, None
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """The loss over the whole set: a mean of batch means would depend on the batch size."""
+        self.eval_sums = torch.zeros(4, device=self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        pairs, nll, num_pairs, num_tokens = self.accelerator.reduce(self.eval_sums, "sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = pairs / max(num_pairs, 1) + nll / max(num_tokens, 1)
+        return output
 
     def _note(self, mode: str, facts: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
         """Add the pairs of a micro-batch to the running means that the next log line shows."""

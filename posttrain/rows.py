@@ -4,9 +4,11 @@ from collections import Counter
 
 from posttrain import chat
 from posttrain.blocks import PreferenceTraining
-from posttrain.schedule import draw, hold_out, to_chinese_share
+from posttrain.errors import UserFault
+from posttrain.schedule import draw, draw_chinese_share, hold_out
 from posttrain.stages import TrainSft
-from posttrain.training import Records, Rows, Start
+from posttrain.training import Start
+from posttrain.training_data import Records, Rows
 
 
 def sft_rows(cfg: TrainSft, start: Start, records: Records) -> Rows:
@@ -19,6 +21,7 @@ def sft_rows(cfg: TrainSft, start: Start, records: Records) -> Rows:
     length, rule = cfg.trainer.max_length, cfg.data.on_too_long
     encoded = chat.encode_chats(start.tokenizer, train, length, start.loss_on, rule)
     encoded_val = chat.encode_chats(start.tokenizer, val, length, start.loss_on, rule)
+    _check_validation(encoded, val, encoded_val)
     tokens = sum(len(row["input_ids"]) for row in encoded.rows)
     trained = sum(label != chat.IGNORED for row in encoded.rows for label in row["labels"])
     rows = pack(encoded.rows, length) if cfg.trainer.packing else encoded.rows
@@ -29,7 +32,8 @@ def sft_rows(cfg: TrainSft, start: Start, records: Records) -> Rows:
         notes.append(f"loss_on: {start.loss_on} instead of {cfg.loss_on}, because the template shows earlier answers "
                      "otherwise than it asks for them")  # fmt: skip
     dropped = records.dropped + encoded.dropped + encoded_val.dropped
-    return Rows(rows, encoded_val.rows, +(fates + encoded.fates), dropped, tokens, trained, notes)
+    return Rows(rows, encoded_val.rows, fates + encoded.fates, records.val_fates + encoded_val.fates, dropped, tokens,
+                trained, notes)  # fmt: skip
 
 
 def pack(rows: list[dict], length: int) -> list[dict]:
@@ -47,25 +51,35 @@ def pack(rows: list[dict], length: int) -> list[dict]:
 
 
 def preference_rows(cfg: PreferenceTraining, start: Start, records: Records) -> Rows:
-    """Pairs to rows {"prompt_ids", "chosen_ids", "rejected_ids"}, drawn to the wanted share of Chinese prompts."""
+    """Pairs to rows {"prompt_ids", "chosen_ids", "rejected_ids"}. Those that fit are drawn to the wanted share of
+    Chinese questions."""
     train, val, fates, notes = _split(cfg, records)
-    drawn, sentence = to_chinese_share(train, cfg.prefer_chinese_ratio, cfg.trainer.seed)
-    fates["not_drawn_for_chinese_share"] = len(train) - len(drawn)
     length, rule = cfg.trainer.max_length, cfg.data.on_too_long
-    encoded = chat.encode_pairs(start.tokenizer, drawn, length, rule)
+    encoded = chat.encode_pairs(start.tokenizer, train, length, rule)
     encoded_val = chat.encode_pairs(start.tokenizer, val, length, rule)
-    tokens = sum(2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in encoded.rows)
-    trained = sum(len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in encoded.rows)
+    _check_validation(encoded, val, encoded_val)
+    fitting = [train[index] for index in encoded.kept]
+    drawn, sentence = draw_chinese_share(fitting, cfg.prefer_chinese_ratio, cfg.trainer.seed)
+    rows = [encoded.rows[index] for index in drawn]
+    not_drawn = Counter(encoded.row_fates) - Counter(encoded.row_fates[index] for index in drawn)
+    fates = fates + encoded.fates - not_drawn + Counter({"not_drawn_for_chinese_share": not_drawn.total()})
+    tokens = sum(2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows)
+    trained = sum(len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows)
     dropped = records.dropped + encoded.dropped + encoded_val.dropped
-    return Rows(encoded.rows, encoded_val.rows, +(fates + encoded.fates), dropped, tokens, trained, [sentence, *notes])
+    return Rows(rows, encoded_val.rows, fates, records.val_fates + encoded_val.fates, dropped, tokens, trained,
+                [sentence, *notes])  # fmt: skip
 
 
 def _split(cfg: TrainSft | PreferenceTraining, records: Records) -> tuple[list[dict], list[dict], Counter, list[str]]:
-    """(training records, validation records, fates of the others, notes): the given validation files, or a held-out
-    share of the training records."""
+    """(training records, validation records, fates of the others, notes): the validation files, or a held-out share of
+    the training records where there are none (or prepare_data had no record for them)."""
     seed, fates, notes = cfg.trainer.seed, Counter(records.fates), list(records.notes)
     train, val = records.train, records.val
     if not val:
+        if records.val_fates:
+            fates_of_val = ", ".join(f"{reason} {count}" for reason, count in records.val_fates.items())
+            raise UserFault(f"data.val_files: no usable row ({fates_of_val}); mend the file, or set data.val_files=[] "
+                            "to hold out data.val_share of the training rows")  # fmt: skip
         train, val = hold_out(train, cfg.data.val_share, seed)
         fates["held_out_for_validation"] = len(val)
         notes.append(f"{len(val)} of the training records are held out for validation (data.val_share)")
@@ -73,4 +87,11 @@ def _split(cfg: TrainSft | PreferenceTraining, records: Records) -> tuple[list[d
     if len(drawn) < len(train):
         fates["not_drawn"] = len(train) - len(drawn)
         notes.append(f"{len(drawn)} of {len(train)} training records drawn (data.max_train_rows)")
-    return drawn, draw(val, cfg.data.max_val_rows, seed), fates, notes
+    return drawn, draw(val, cfg.data.max_val_rows, seed), +fates, notes
+
+
+def _check_validation(train: chat.Encoded, val: list[dict], encoded: chat.Encoded) -> None:
+    if train.rows and val and not encoded.rows:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in encoded.fates.items())
+        raise UserFault(f"none of the {len(val)} validation rows can be used ({reasons}); choose a larger "
+                        "trainer.max_length or other data.val_files")  # fmt: skip

@@ -4,7 +4,7 @@ A run is an output directory with its record.
 status.json    running, done, failed or interrupted, with exit code and message; written at the start and at the end
 config.yaml    the resolved config
 manifest.json  written last, by rename: its presence means complete. Inputs and outputs with their SHA-256, parents,
-               config, seeds, commit, versions, machine, seconds, peak memory, results.
+               config, seeds, commit, versions, machine, seconds (since the last start), peak memory, results.
 
 Complete and unchanged: a re-run says so and does nothing. Incomplete: it goes on. Changed: it says what changed.
 """
@@ -52,18 +52,20 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(directory: Path) -> str:
-    """Identity of a model directory: SHA-256 over its config and, of each weight file, its size and 256 slices of
-    16 KiB spread over it. Reads 4 MiB a file instead of gigabytes; another fine-tune of the same shape differs in it.
-    """
+    """Identity of a model directory: SHA-256 over its config and weights. Files up to 1 GiB are read whole; of larger
+    ones the size and 1,024 slices of 64 KiB spread over them, in which another fine-tune of the same shape differs."""
     digest = hashlib.sha256()
     names = sorted(p.name for p in directory.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
     for name in names:
         size = (directory / name).stat().st_size
         digest.update(f"{name}:{size}".encode())
         with open(directory / name, "rb") as f:
-            for slice_number in range(256):
-                f.seek(slice_number * max(0, size - 16384) // 255)
-                digest.update(f.read(16384))
+            if size <= 2**30:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
+                continue
+            for slice_number in range(1024):
+                f.seek(slice_number * (size - 65536) // 1023)
+                digest.update(f.read(65536))
     return digest.hexdigest()
 
 
@@ -83,7 +85,7 @@ def read_json(path: Path) -> dict | None:
     """The content of a JSON file, or None if there is none or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 
 
@@ -183,51 +185,83 @@ class AlreadyDone(PosttrainError):
     exit_code = 0
 
 
-def open_run(directory: Path, loaded: Loaded, inputs: dict[str, Any], prefix: str = "", rebuild: bool = False,
-             extra_identity: dict | None = None, keys: str = "", ignore: tuple[str, ...] = ()) -> Run:  # fmt: skip
-    """Decide what a start in `directory` means, and mark it as running.
+def identity_of(loaded: Loaded, inputs: dict[str, Any], ignore: tuple[str, ...] = (), **extra: Any) -> dict:
+    """What makes a run what it is: the config without its neutral keys, the hashes of its inputs, and `extra`.
 
-    inputs: role -> {path, sha256, ...}; together with the config they are the identity of the run.
-    rebuild: on changes build anew (prepare_data) instead of refusing (training).
     ignore: config keys that begin so do not belong to this run (prepare_data: those of the other set).
-    keys: what stands before `output_dir` and `overwrite` on the command line (export_lora: "export.").
-    Raises AlreadyDone if complete and unchanged; UserFault naming what changed, or a second process at work there.
     """
-    cls = type(loaded.config)
     config = {k: v for k, v in leaves(loaded.config.model_dump(mode="json")).items()
               if k not in NEUTRAL and not k.startswith(("export.", *ignore))}  # fmt: skip
     digests = {role: entry.get("sha256") or entry.get("fingerprint") for role, entry in inputs.items()}
     # Through JSON and back, so that a stored identity and a fresh one compare equal (tuples become lists).
-    identity = json.loads(json.dumps({"config": config, "inputs": digests, **(extra_identity or {})}, default=str))
-    run = Run(directory, cls.name, loaded, identity, prefix)
-    status, manifest = read_json(run.status_path), read_json(run.manifest_path)
-    if not main_process():
-        if manifest and manifest["identity"] == identity:
-            raise AlreadyDone("")
-        return run
+    return json.loads(json.dumps({"config": config, "inputs": digests, **extra}, default=str))
 
+
+def decide(run: Run, overwrite: bool, rebuild: bool = False, keys: str = "") -> tuple[str, list[str]]:
+    """(what a start in the run's directory means, what changed): fresh, resume, set_aside or rebuild. Writes nothing.
+
+    Raises AlreadyDone if complete and unchanged; UserFault for other content, for a directory that is not a run of
+    ours, and where a second process is at work.
+    """
+    directory, choose = run.dir, (
+        f"  choose: --set {keys}output_dir=<another directory>, or --set {keys}overwrite=true (what is there is set "
+        "aside, not deleted)")  # fmt: skip
+    if directory.exists() and not directory.is_dir():
+        raise UserFault(f"{shown(directory)}: a file, not a directory; choose another {keys}output_dir")
+    status, manifest = read_json(run.status_path), read_json(run.manifest_path)
+    previous = manifest or status
     if status and status["state"] == "running" and alive(status):
         raise UserFault(f"{shown(directory)}: process {status['pid']} is at work there; wait for it, or stop it first")
-    previous = manifest or status
-    changed = changes(previous["identity"], identity) if previous else []
-    listed = "\n".join(f"    {line}" for line in changed)
+    if previous is None:
+        inside = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
+        if not inside or rebuild:
+            return "fresh", []
+        if not overwrite:
+            raise UserFault(f"{shown(directory)}: holds {', '.join(inside[:3])}{' ...' if inside[3:] else ''}, and no "
+                            f"record of a run of ours\n{choose}")  # fmt: skip
+        return "set_aside", []
+    changed = changes(previous["identity"], run.identity)
     if manifest and not changed:
         raise AlreadyDone(f"{shown(directory)}: complete and nothing changed since; nothing to do "
                           f"({run.manifest_path.name} of {manifest['created']})")  # fmt: skip
-    if previous and changed and not rebuild and not loaded.config.overwrite:
-        what = "a finished run" if manifest else "an unfinished run"
-        raise UserFault(
-            f"{shown(directory)}: holds {what} of other content. What changed:\n{listed}\n"
-            f"  choose: --set {keys}output_dir=<another directory>, or --set {keys}overwrite=true (the old run is set "
-            "aside, not deleted)"
-        )
-    if previous and changed and not rebuild:
+    if not changed:
+        return "resume", []
+    if rebuild:
+        return "rebuild", changed
+    if overwrite:
+        return "set_aside", changed
+    if not manifest and not any(directory.glob("checkpoint-*/complete.json")):
+        return "fresh", changed  # it failed before anything was saved: nothing to protect, the config is being mended
+    what = "a finished run" if manifest else "an unfinished run"
+    listed = "\n".join(f"    {line}" for line in changed)
+    raise UserFault(f"{shown(directory)}: holds {what} of other content. What changed:\n{listed}\n{choose}")
+
+
+def open_run(directory: Path, loaded: Loaded, inputs: dict[str, Any], prefix: str = "", rebuild: bool = False,
+             extra_identity: dict | None = None, keys: str = "", ignore: tuple[str, ...] = ()) -> Run:  # fmt: skip
+    """Decide what a start in `directory` means, act on it, and mark the run as running.
+
+    inputs: role -> {path, sha256, ...}; together with the config they are the identity of the run.
+    rebuild: on changes build anew (prepare_data) instead of refusing (training).
+    keys: what stands before `output_dir` and `overwrite` on the command line (export_lora: "export.").
+    Raises what decide() raises.
+    """
+    identity = identity_of(loaded, inputs, ignore, **(extra_identity or {}))
+    run = Run(directory, type(loaded.config).name, loaded, identity, prefix)
+    if not main_process():
+        status, manifest = read_json(run.status_path), read_json(run.manifest_path)
+        if manifest and manifest["identity"] == identity:
+            raise AlreadyDone("")
+        run.resumed = bool(status) and status["identity"] == identity
+        return run
+    meaning, changed = decide(run, loaded.config.overwrite, rebuild, keys)
+    if meaning == "set_aside":
         aside = directory.with_name(f"{directory.name}.{datetime.now(UTC):%Y%m%d-%H%M%S}")
         directory.rename(aside)
-        print(f"{shown(directory)}: the old run was set aside as {shown(aside)}", flush=True)
-    elif previous and changed:
-        print(f"{shown(directory)}: rebuilding, because of\n{listed}", flush=True)
-    run.resumed = bool(status) and not manifest and not changed
+        print(f"{shown(directory)}: what was there is set aside as {shown(aside)}", flush=True)
+    elif meaning == "rebuild":
+        print("\n".join([f"{shown(directory)}: rebuilding, because of", *(f"    {c}" for c in changed)]), flush=True)
+    run.resumed = meaning == "resume"
     directory.mkdir(parents=True, exist_ok=True)
     run.manifest_path.unlink(missing_ok=True)
     text = yaml.safe_dump(loaded.config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)

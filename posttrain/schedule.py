@@ -3,6 +3,7 @@
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -29,6 +30,10 @@ class Schedule:
     @property
     def rows_per_step(self) -> int:
         return self.micro_batch * self.accumulation * self.world
+
+    def every(self, save_steps: int) -> int:
+        """Steps between two validated checkpoints: save_steps, or a fifth of a run that is shorter."""
+        return save_steps if save_steps < self.steps else max(1, self.steps // 5)
 
     def facts(self) -> dict[str, Any]:
         """As it stands in a manifest."""
@@ -94,29 +99,40 @@ def draw(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]
 
 
-def hold_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(train, validation) by a seeded draw: at least one row is held out where share > 0 and there are two rows."""
-    count = min(max(1, round(len(rows) * share)), len(rows) - 1) if share and len(rows) > 1 else 0
-    chosen = set(random.Random(seed).sample(range(len(rows)), count))
-    return [r for i, r in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(chosen)]
+def question(record: dict) -> str:
+    """The last question of a record: what a pair is judged by, and what must not stand on both sides of a split."""
+    turns = record.get("prompt") or record["messages"]
+    return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
+
+
+def hold_out(records: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
+    """(train, validation) by a seeded draw of questions, so that none stands on both sides. Where share > 0 and there
+    are two questions, at least one is held out."""
+    questions = sorted({question(record) for record in records})
+    random.Random(seed).shuffle(questions)
+    held, count = set(), 0
+    of_question = Counter(question(record) for record in records)
+    while share and len(held) < len(questions) - 1 and count < max(1, round(len(records) * share)):
+        held.add(questions[len(held)])
+        count += of_question[questions[len(held) - 1]]
+    return ([r for r in records if question(r) not in held], [r for r in records if question(r) in held])
 
 
 def is_chinese(pair: dict) -> bool:
     """Whether a pair counts as Chinese: 30 % of the letters of its last question are."""
-    return chinese_ratio(pair["prompt"][-1]["content"]) >= 0.3
+    return chinese_ratio(question(pair)) >= 0.3
 
 
-def to_chinese_share(pairs: list[dict], share: float | None, seed: int) -> tuple[list[dict], str]:
-    """As many pairs as can stand in the given share of Chinese ones, and a sentence on what that leaves."""
-    chinese = [p for p in pairs if is_chinese(p)]
-    others = [p for p in pairs if not is_chinese(p)]
+def draw_chinese_share(pairs: list[dict], share: float | None, seed: int) -> tuple[list[int], str]:
+    """(indices of as many pairs as can stand in the given share of Chinese ones, a sentence on what that leaves)."""
+    chinese = [i for i, pair in enumerate(pairs) if is_chinese(pair)]
+    others = sorted(set(range(len(pairs))) - set(chinese))
+    counts = f"{len(pairs)} pairs ({len(chinese)} Chinese, {len(others)} other)"
     if share is None or not pairs:
-        return pairs, f"{len(pairs)} pairs as they are: {len(chinese)} Chinese, {len(others)} other"
+        return list(range(len(pairs))), f"{counts} as they are"
     limits = [len(chinese) / share] if share > 0 else []
     limits += [len(others) / (1 - share)] if share < 1 else []
     total = int(min(limits) + 1e-9)
     kept = draw(chinese, round(total * share), seed) + draw(others, total - round(total * share), seed)
-    order = {id(pair): number for number, pair in enumerate(pairs)}
-    kept.sort(key=lambda pair: order[id(pair)])
-    return kept, (f"{len(pairs)} pairs ({len(chinese)} Chinese, {len(others)} other) drawn to {share:.0%} Chinese "
-                  f"leave {len(kept)}: {round(total * share)} + {total - round(total * share)}")  # fmt: skip
+    return sorted(kept), (f"{counts} drawn to {share:.0%} Chinese leave {len(kept)}: {round(total * share)} + "
+                          f"{total - round(total * share)}")  # fmt: skip

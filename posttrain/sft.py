@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with the chunked head of losses.py."""
 
+import torch
 from trl import SFTTrainer
 
 from posttrain import losses
@@ -16,6 +17,7 @@ class ChunkedSFTTrainer(SFTTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         losses.return_logps(self.model)
+        self.eval_sums = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean negative log-likelihood over the trained tokens of the whole optimiser step, on all processes."""
@@ -29,4 +31,14 @@ class ChunkedSFTTrainer(SFTTrainer):
             tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else trained * 0 + logps.shape[1] + 1
             self._total_train_tokens += self.accelerator.gather_for_metrics(tokens).sum().item()
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        else:
+            self.eval_sums += torch.stack([-logps.detach().sum(), trained.float()])
         return (loss, {}) if return_outputs else loss
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """The loss per trained token of the whole set: a mean of batch means would depend on the batch size."""
+        self.eval_sums = torch.zeros(2, device=self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        nll, count = self.accelerator.reduce(self.eval_sums, "sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = nll / max(count, 1)
+        return output

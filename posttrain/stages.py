@@ -1,5 +1,6 @@
 """One config class per stage: the whole schema, readable top to bottom. Shared blocks are in blocks.py."""
 
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -42,6 +43,14 @@ class Mix(Block):
     max_samples: int = Field(60_000, ge=1)
     """Rows over all splits at most."""
 
+    @field_validator("mix")
+    @classmethod
+    def _weights(cls, mix):
+        unusable = [f"{key}={weight}" for key, weight in mix.items() if not 0 <= weight < math.inf]
+        if unusable:
+            raise ValueError(f"a weight is a finite number and not negative (got {', '.join(unusable)})")
+        return mix
+
 
 class PrepareData(StageConfig):
     """Raw public sets in, clean split JSONL and a data card out."""
@@ -65,6 +74,14 @@ class PrepareData(StageConfig):
     """Bounds of the cleaning rules."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of train, val and test. One prompt never stands on two sides."""
+
+    @field_validator("split")
+    @classmethod
+    def _shares(cls, split):
+        if not all(0 <= share < math.inf for share in split) or sum(split) == 0:
+            raise ValueError("the shares of train, val and test are finite, not negative, and not all 0")
+        return split
+
     max_bad_rows: float = Field(0.01, ge=0, le=1)
     """Share of unusable rows in one file above which the stage stops (2) and shows the first of them."""
     tokenizer: str | None = None

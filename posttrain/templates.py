@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.config import in_project
@@ -144,11 +145,15 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, asked: str) -> Template:
                             f"  choices for {choices}")  # fmt: skip
     else:
         raise UserFault(f"model.chat_template: {asked!r} is not known\n  choices for {choices}")
+    try:
+        injected = _injected(tokenizer, text)
+    except TemplateError as error:
+        raise UserFault(f"the template '{name}' cannot be rendered: {error}\n  choices for {choices}") from None
     unknown = [t for t in set(re.findall(r"<\|[a-z_]+\|>", text)) if t not in tokenizer.get_vocab()]
     if unknown:
         raise UserFault(f"the template '{name}' uses {', '.join(sorted(unknown))}, unknown to this tokenizer\n"
                         f"  choices for {choices}")  # fmt: skip
-    return Template(name, text, _injected(tokenizer, text))
+    return Template(name, text, injected)
 
 
 def _render(tokenizer, text: str, messages: list[Message], tools=None, generation_prompt=False) -> str:

@@ -1,9 +1,10 @@
 """
-Text: the key that filters and dedupe read, the form that is trained on, and which script a text is written in.
+Text: the form that is trained on, the two forms that texts are compared by, and which script a text is written in.
 
-Two texts are made of each original. The *key* is NFKC, lower case, without white space: two texts with one key are the
-same text. The *training text* (`zh_safe`) keeps what NFKC would destroy: the punctuation of Chinese and x² (NFKC makes
-them ASCII commas and x2 in 68 % of real Chinese answers).
+The *training text* (`zh_safe`) keeps what NFKC would destroy: the punctuation of Chinese and x² (NFKC makes them ASCII
+commas and x2 in 68 % of real Chinese answers). The *key* is NFKC, lower case, without white space: rough on purpose, it
+puts the spellings of one question on one side of the split. The *exact text* finds duplicates: x² is not x2
+there, and code indented otherwise is other code.
 """
 
 import re
@@ -27,13 +28,20 @@ _WIDE = {0x3000: " "} | {wide: chr(wide - 0xFEE0) for first, last in (("０", "�
 _HAS_WIDE = re.compile("[\u3000０-９Ａ-Ｚａ-ｚ]")
 _SPACES = re.compile("[ \t\xa0\u2000-\u200a\u202f\u205f\u3000]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
+_INNER_BLANKS = re.compile(r"(?<=\S)[ \t]+")
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def key_text(text: str) -> str:
-    """NFKC, lower case, no white space, no invisible characters. Equal keys mean the same text."""
+    """NFKC, lower case, no white space, no invisible characters. Texts with one key may still differ: in exponents,
+    case, indentation."""
     return "".join(_DROPPED.sub("", unicodedata.normalize("NFKC", text)).lower().split())
+
+
+def exact_text(text: str) -> str:
+    """NFC, each run of spaces and tabs inside a line one space; case, line ends and indentation stay."""
+    return _INNER_BLANKS.sub(" ", unicodedata.normalize("NFC", text))
 
 
 def han_count(text: str) -> int:

@@ -1,23 +1,19 @@
-"""What the trainers share: rows and their fates, arguments for TRL and transformers, the run from start to manifest."""
+"""What the trainers share: where a run starts, its identity, training with resume, and its manifest."""
 
-import dataclasses
-import json
 import shutil
-import sys
-import typing
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from posttrain import callbacks, chat, model, runs, templates
 from posttrain.blocks import Training
 from posttrain.config import Loaded, in_project, shown
 from posttrain.errors import Interrupted, UserFault
 from posttrain.records import write_jsonl
-from posttrain.schedule import Schedule
+from posttrain.schedule import Schedule, world_size
+from posttrain.training_data import Rows
 
 
 @dataclass
@@ -54,7 +50,7 @@ def start_from_run(cfg: Training, sft_run: Path) -> Start:
 def _start(cfg, base, loss_on, adapter_dir, quantization, double_quant) -> Start:
     source = adapter_dir or base.path
     asked = "auto" if adapter_dir else cfg.model.chat_template
-    tokenizer = model.AutoTokenizer.from_pretrained(source, trust_remote_code=cfg.model.trust_remote_code)
+    tokenizer = model.read_tokenizer(source, cfg.model.trust_remote_code)
     template = templates.choose_template(tokenizer, asked)
     tokenizer = model.load_tokenizer(source, asked, cfg.model.trust_remote_code)
     if loss_on:
@@ -89,123 +85,7 @@ def load_trainable(cfg: Training, start: Start):
     return peft_model
 
 
-# ------------------------------------------------------------------ arguments
-
-
-def arguments(cls: type[TrainingArguments], cfg: Training, schedule: Schedule, validates: bool, **more: Any):
-    """The trainer's own arguments from our config. `cls` is TRL's SFTConfig or transformers' TrainingArguments."""
-    import torch
-
-    trainer, dtype = cfg.trainer, model.dtype_of(cfg.trainer.precision)
-    on_card = torch.cuda.is_available()
-    values = dict(
-        output_dir=str(cfg.output_dir), seed=trainer.seed, data_seed=trainer.seed,
-        per_device_train_batch_size=schedule.micro_batch, per_device_eval_batch_size=trainer.per_device_eval_batch_size,
-        gradient_accumulation_steps=schedule.accumulation, learning_rate=trainer.learning_rate,
-        lr_scheduler_type=trainer.lr_scheduler_type, warmup_steps=int(schedule.steps * trainer.warmup_ratio),
-        weight_decay=trainer.weight_decay, num_train_epochs=trainer.num_train_epochs, max_steps=trainer.max_steps,
-        max_grad_norm=trainer.max_grad_norm, optim=trainer.optim,
-        bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16 and on_card, use_cpu=not on_card,
-        gradient_checkpointing=trainer.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
-        logging_steps=trainer.logging_steps, logging_nan_inf_filter=False, save_steps=trainer.save_steps,
-        save_strategy="steps", eval_strategy="steps" if validates else "no", eval_steps=trainer.save_steps,
-        save_total_limit=trainer.save_total_limit, metric_for_best_model="eval_loss" if validates else None,
-        greater_is_better=False if validates else None, dataloader_num_workers=trainer.dataloader_num_workers,
-        report_to=[] if cfg.tracking == "none" else [cfg.tracking], remove_unused_columns=False,
-        restore_callback_states_from_checkpoint=trainer.early_stopping_patience > 0,
-        ddp_find_unused_parameters=False if schedule.world > 1 else None, disable_tqdm=not sys.stderr.isatty(),
-    )  # fmt: skip
-    return cls(**{**values, **more, **check_extra(cls, trainer.extra)})
-
-
-def check_extra(cls: type, extra: dict[str, Any]) -> dict[str, Any]:
-    """`trainer.extra` against the field names and types of the trainer's own arguments class. All faults at once."""
-    from difflib import get_close_matches
-
-    from pydantic import TypeAdapter, ValidationError
-
-    hints, faults, checked = typing.get_type_hints(cls), [], {}
-    fields = {field.name for field in dataclasses.fields(cls)}
-    for key, value in extra.items():
-        if key not in fields:
-            close = get_close_matches(key, fields, 1)
-            faults.append(f"trainer.extra.{key}: not a field of {cls.__name__}"
-                          + (f" -- did you mean '{close[0]}'?" if close else ""))  # fmt: skip
-            continue
-        try:
-            checked[key] = TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
-        except ValidationError as error:
-            faults.append(f"trainer.extra.{key}: {error.errors()[0]['msg']} (got {value!r})")
-    if faults:
-        raise UserFault("\n".join(faults))
-    return checked
-
-
 # ------------------------------------------------------------------ the run
-
-
-@dataclass
-class Records:
-    """What the data files hold: records to train on and to validate with; rows of no use, duplicates and repairs."""
-
-    train: list[dict]
-    val: list[dict]
-    fates: Counter
-    dropped: list[dict[str, str]]
-    notes: list[str]
-
-
-def read_records(cfg: Training, kind: str, read) -> Records:
-    """The records of the config's files. `read` is data.sources.read_training_file: it raises UserFault for a file with
-    too many unusable rows; fewer are left out, counted and said. A row that stands twice is trained once."""
-    out, seen = Records([], [], Counter(), [], []), set()
-    for file in cfg.data.train_files:
-        records, reasons, faults = read(file, kind, cfg.data.max_bad_rows)
-        out.fates.update(reasons)
-        out.dropped += [{"reason": "unusable", "where": fault} for fault in faults]
-        if faults:
-            out.notes.append(f"{shown(file)}: {len(faults)} unusable rows left out, the first: {faults[0]}")
-        for record in records:
-            content = json.dumps([record.get(part) for part in ("messages", "prompt", "chosen", "rejected", "tools")])
-            if content in seen:
-                out.fates["exact_duplicate"] += 1
-                out.dropped.append({"id": record["id"], "source": record["source"], "reason": "exact_duplicate"})
-            else:
-                seen.add(content)
-                out.train.append(record)
-    for file in cfg.data.validation_files:
-        out.val += read(file, kind, cfg.data.max_bad_rows)[0]
-    repairs = Counter(name for record in out.train for name in record["meta"].get("repairs", []))
-    out.notes += [f"{count} records repaired: {name}" for name, count in repairs.items()]
-    if out.fates["exact_duplicate"]:
-        out.notes.append(f"{out.fates['exact_duplicate']} rows stand twice and are trained once")
-    return out
-
-
-@dataclass
-class Rows:
-    """Encoded training and validation rows with what became of every record."""
-
-    train: list[dict]
-    val: list[dict]
-    fates: Counter
-    dropped: list[dict[str, str]]
-    tokens: int
-    trained_tokens: int
-    notes: list[str]
-
-    def facts(self) -> dict[str, Any]:
-        """As they stand in a manifest."""
-        return {"train_rows": len(self.train), "val_rows": len(self.val), "fates": dict(self.fates),
-                "tokens": self.tokens, "trained_tokens": self.trained_tokens, "notes": self.notes}  # fmt: skip
-
-
-def require_rows(rows: Rows) -> None:
-    """UserFault if nothing is left to train on: saying what became of the records."""
-    if not rows.train:
-        fates = ", ".join(f"{reason} {count}" for reason, count in rows.fates.items()) or "the files are empty"
-        raise UserFault(f"no row is left to train on ({fates})\n  choose: a larger trainer.max_length, "
-                        "data.on_too_long=truncate_left_turns, or other data.train_files")  # fmt: skip
 
 
 def run_inputs(cfg: Training, start: Start) -> dict[str, Any]:
@@ -214,9 +94,16 @@ def run_inputs(cfg: Training, start: Start) -> dict[str, Any]:
     inputs |= {f"val:{shown(p)}": runs.describe_file(p) for p in cfg.data.validation_files}
     inputs["base"] = start.base.facts()
     inputs["template"] = {"name": start.template.name, "sha256": templates.template_sha(start.template.text)}
+    inputs["tokenizer"] = {"sha256": model.tokenizer_sha(start.adapter_dir or start.base.path)}
     if start.adapter_dir:
         inputs["sft"] = runs.describe_file(start.adapter_dir / "adapter_model.safetensors")
     return inputs
+
+
+def identity(cfg: Training) -> dict[str, Any]:
+    """What else decides a run's result: the processes, and what `auto` means on this machine."""
+    return {"processes": world_size(), "precision": str(model.dtype_of(cfg.trainer.precision)),
+            "attention": model.attention(cfg.model.attn_implementation)}  # fmt: skip
 
 
 def train(trainer, run: runs.Run, minutes: float, patience: int) -> Path:
@@ -233,7 +120,7 @@ def train(trainer, run: runs.Run, minutes: float, patience: int) -> Path:
     trainer.add_callback(callbacks.Metrics(run.dir / "metrics.jsonl"))
     trainer.add_callback(callbacks.Checkpoints(minutes, trainer.model))
     trainer.add_callback(stop)
-    checkpoint = callbacks.newest_complete(run.dir)
+    checkpoint = callbacks.newest_complete(run.dir) if run.resumed else None
     if checkpoint and runs.main_process():
         print(f"going on from {shown(checkpoint)}", flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -273,7 +160,9 @@ def finish(cfg: Training, loaded: Loaded, run: runs.Run, trainer, start: Start, 
         lora=start.lora, data=rows.facts(), schedule=schedule.facts(), seeds={"seed": cfg.trainer.seed},
         peak_memory=callbacks.peak_memory(), precision=str(model.dtype_of(cfg.trainer.precision)),
     )  # fmt: skip
-    kept = "the best by validation loss" if results["kept"] == "best" else "the last: there is no validation"
+    kept = "the last: there is no validation"
+    if results["kept"] == "best":
+        kept = "the best by validation loss" if len(evals) > 1 else "validated once"
     print(f"{cfg.name}: done, {state.global_step} steps. {shown(cfg.output_dir)} holds the adapter of step {step} "
           f"({kept})")  # fmt: skip
 
@@ -286,13 +175,6 @@ def name_base(directory: Path, base: model.Base) -> None:
     runs.write_json(directory / "adapter_config.json", settings)
 
 
-def data_parents(files: list[Path], kind: str) -> dict[str, Path]:
-    """The manifest of prepare_data beside the training files, if they come from there."""
-    manifests = {p.parent / f"{kind}_manifest.json" for p in files}
-    found = [m for m in manifests if m.is_file()]
-    return {"data": found[0]} if found else {}
-
-
 def say(rows: Rows, schedule: Schedule, cfg: Training) -> None:
     """What a run is about to do, in three lines."""
     if runs.main_process():
@@ -300,12 +182,3 @@ def say(rows: Rows, schedule: Schedule, cfg: Training) -> None:
         print(f"{cfg.name}: {fates}; {rows.tokens} tokens, {rows.trained_tokens} of them trained", flush=True)
         for line in [*rows.notes, *schedule.lines("rows")]:
             print(f"  {line}", flush=True)
-
-
-def arguments_class(kind: str) -> type[TrainingArguments]:
-    """The arguments class that `trainer.extra` is checked against: TRL's SFTConfig for SFT, else transformers' own."""
-    if kind != "sft":
-        return TrainingArguments
-    from trl import SFTConfig
-
-    return SFTConfig

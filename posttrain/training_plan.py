@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from posttrain import chat, hub, model, rows, training
+from posttrain import arguments, chat, hub, model, rows, runs, training, training_data
 from posttrain.config import in_project, shown
 from posttrain.errors import PosttrainError, UserFault
 from posttrain.forecast import memory
@@ -23,6 +23,8 @@ def inputs(plan: Plan, kind: str) -> None:
         if found:
             plan.fact("inputs", f"base: {name} ({shown(found)})" + "".join(f"; {note}" for note in notes))
             _collect(plan, lambda: model.load_tokenizer(found, cfg.model.chat_template, cfg.model.trust_remote_code))
+            _collect(plan, lambda: model.check_targets(model.skeleton(found, cfg.model.trust_remote_code), cfg.lora))
+            _collect(plan, lambda: _length_fits(cfg, found))
         elif model.is_hub_id(cfg.model.base) and not hub.offline():
             others = f", else {' or '.join(cfg.model.fallback)}" if cfg.model.fallback else ""
             plan.download(f"base: {cfg.model.base}{others}, downloaded from {cfg.model.hub} at the start of the run "
@@ -32,11 +34,42 @@ def inputs(plan: Plan, kind: str) -> None:
         else:
             plan.faults.append(model.base_fault(notes))
     otherwise = "For a file of your own: --set data.train_files=[my.jsonl] (a share of it is held out)."
+    for file in cfg.data.train_files + cfg.data.validation_files:
+        if file.is_dir():
+            plan.faults.append(f"data: {shown(file)} is a directory; name its files")
     for file in cfg.data.train_files:
         plan.need("training data", file, otherwise=otherwise)
     for file in cfg.data.validation_files:
         plan.need("validation data", file, otherwise="Without one set data.val_files=[] (data.val_share is held out).")
+    _collect(plan, lambda: training_data.data_parents(cfg.data.train_files, kind))
+    _collect(plan, lambda: model.attention(cfg.model.attn_implementation))
+    if cfg.trainer.extra:
+        _collect(plan, lambda: arguments.check_extra(arguments.arguments_class(kind), cfg.trainer.extra))
+    place = cfg.output_dir
+    if sft_run and (sft_run == place or sft_run in place.parents or place in sft_run.parents):
+        plan.faults.append(f"output_dir: {shown(place)} and sft_run: {shown(sft_run)} lie in each other")
     plan.make(cfg.output_dir, note="adapter, tokenizer, checkpoints, metrics.jsonl, manifest.json")
+
+
+def _length_fits(cfg, base: Path) -> None:
+    """The base was made for so many positions; a longer row would be trained on positions that it never saw."""
+    facts = runs.read_json(base / "config.json") or {}
+    most = facts.get("max_position_embeddings")
+    if most and cfg.trainer.max_length > most and not facts.get("rope_scaling"):
+        raise UserFault(f"trainer.max_length: {cfg.trainer.max_length}, but {shown(base)} has {most} positions")
+
+
+def _start_means(plan: Plan, start: training.Start) -> None:
+    """Whether a run would be new, go on, be skipped or be refused, decided as the run itself decides it."""
+    cfg = plan.config
+    identity = runs.identity_of(plan.loaded, training.run_inputs(cfg, start), **training.identity(cfg))
+    try:
+        meaning, _ = runs.decide(runs.Run(cfg.output_dir, cfg.name, plan.loaded, identity), cfg.overwrite)
+    except runs.AlreadyDone as done:
+        meaning = str(done)
+    said = {"fresh": "a new run", "resume": "goes on from the last complete checkpoint",
+            "set_aside": "what is there is set aside first"}  # fmt: skip
+    plan.fact("writes", f"{shown(cfg.output_dir)}: {said.get(meaning, meaning)}")
 
 
 def _same_base_as_asked(plan: Plan, sft_run: Path) -> None:
@@ -59,7 +92,7 @@ def rows_and_schedule(plan: Plan, kind: str, read) -> None:
         _memory(plan, kind, None)
         return
     try:
-        records = training.read_records(cfg, kind, read)
+        records = training_data.read_records(cfg, kind, read)
         sft_run = getattr(cfg, "sft_run", None)
         ready = (sft_run / "manifest.json").is_file() if sft_run else model.find_base(cfg.model)[0]
         if not ready:
@@ -70,18 +103,19 @@ def rows_and_schedule(plan: Plan, kind: str, read) -> None:
             cfg, getattr(cfg, "loss_on", None))  # fmt: skip
         encoded = (rows.sft_rows if kind == "sft" else rows.preference_rows)(cfg, start, records)
         _data(plan, kind, start, encoded)
-        training.require_rows(encoded)
+        training_data.require_rows(encoded)
+        if cfg.trainer.early_stopping_patience and not encoded.val:
+            plan.faults.append("trainer.early_stopping_patience: there is no validation to judge by")
+        _start_means(plan, start)
         schedule = plan_steps(cfg.trainer, len(encoded.train))
         for line in schedule.lines("rows" if kind == "sft" else "pairs"):
             plan.fact("schedule", line)
         _memory(plan, kind, start, schedule)
     except PosttrainError as error:
         plan.faults.append(str(error))
-    if cfg.trainer.extra:
-        _collect(plan, lambda: training.check_extra(training.arguments_class(kind), cfg.trainer.extra))
 
 
-def _data(plan: Plan, kind: str, start: training.Start, encoded: training.Rows) -> None:
+def _data(plan: Plan, kind: str, start: training.Start, encoded: training_data.Rows) -> None:
     read = sum(encoded.fates.values())
     plan.fact("data", f"{read} records: " + ", ".join(f"{reason} {n}" for reason, n in sorted(encoded.fates.items())))
     plan.fact("data", f"{encoded.tokens} tokens, {encoded.trained_tokens} trained; {len(encoded.val)} rows validate")

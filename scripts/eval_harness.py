@@ -32,8 +32,13 @@ def plan(plan: Plan) -> None:
     adapters = models.names_of(cfg.peft_adapter)
     lineup = models.plan_models(plan, adapters, cfg.include_base, cfg.quantization)
     plan_tasks.plan_tasks(plan, cfg, len(adapters) + cfg.include_base, lineup and lineup.tokenizer)
+    if not (cfg.tasks or cfg.sft_test or cfg.pref_test):
+        plan.faults.append("nothing to measure: tasks is empty, sft_test and pref_test are null; give at least one")
     for role, path in (("sft_test", cfg.sft_test), ("pref_test", cfg.pref_test)):
-        if path:
+        if path and path.is_dir():
+            plan.faults.append(f"{role}: {shown(path)} is a directory; name a JSONL file, or leave it out: "
+                               f"--set {role}=null")  # fmt: skip
+        elif path:
             plan.need(role, path, f"{cfg.max_test_rows} rows at most", f"Or leave it out: --set {role}=null")
     plan.make(cfg.output_dir / "results.json")
     plan.make(cfg.output_dir / "samples", note="<model>/<task>.jsonl, every item with the model's answer")

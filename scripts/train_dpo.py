@@ -30,19 +30,20 @@ def main(loaded: Loaded) -> None:
     """Pairs, model, reference log-probabilities, PreferenceTrainer, adapter."""
     from transformers import TrainingArguments
 
+    from posttrain import arguments, training, training_data
     from posttrain import rows as rows_of
-    from posttrain import training
     from posttrain.data import sources
     from posttrain.preference import PairCollator, PreferenceTrainer, add_reference
-    from posttrain.schedule import plan_steps, world_size
+    from posttrain.schedule import plan_steps
 
     cfg: TrainDpo = loaded.config
+    parents = training_data.data_parents(cfg.data.train_files, "pref") | ({"sft": cfg.sft_run} if cfg.sft_run else {})
     start = training.start_from_run(cfg, cfg.sft_run) if cfg.sft_run else training.start_from_base(cfg)
     inputs = training.run_inputs(cfg, start)
-    run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity={"processes": world_size()}))
-    records = training.read_records(cfg, "pref", sources.read_training_file)
+    run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity=training.identity(cfg)))
+    records = training_data.read_records(cfg, "pref", sources.read_training_file)
     rows = rows_of.preference_rows(cfg, start, records)
-    training.require_rows(rows)
+    training_data.require_rows(rows)
     schedule = plan_steps(cfg.trainer, len(rows.train))
     training.say(rows, schedule, cfg)
 
@@ -53,14 +54,13 @@ def main(loaded: Loaded) -> None:
     trainer = PreferenceTrainer(
         cfg,
         model=lm,
-        args=training.arguments(TrainingArguments, cfg, schedule, bool(rows.val)),
+        args=arguments.arguments(TrainingArguments, cfg, schedule, bool(rows.val)),
         data_collator=PairCollator(start.tokenizer, score_prompts=False),
         train_dataset=rows.train,
         eval_dataset=rows.val or None,
         processing_class=start.tokenizer,
     )
     checkpoint = training.train(trainer, run, cfg.trainer.save_minutes, cfg.trainer.early_stopping_patience)
-    parents = training.data_parents(cfg.data.train_files, "pref") | ({"sft": cfg.sft_run} if cfg.sft_run else {})
     training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents)
 
 

@@ -32,25 +32,26 @@ def main(loaded: Loaded) -> None:
     from datasets import Dataset
     from trl import SFTConfig
 
+    from posttrain import arguments, training, training_data
     from posttrain import rows as rows_of
-    from posttrain import training
     from posttrain.data import sources
-    from posttrain.schedule import plan_steps, world_size
+    from posttrain.schedule import plan_steps
     from posttrain.sft import ChunkedSFTTrainer
 
     cfg: TrainSft = loaded.config
+    parents = training_data.data_parents(cfg.data.train_files, "sft")
     start = training.start_from_base(cfg, cfg.loss_on)
     inputs = training.run_inputs(cfg, start)
-    run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity={"processes": world_size()}))
-    records = training.read_records(cfg, "sft", sources.read_training_file)
+    run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity=training.identity(cfg)))
+    records = training_data.read_records(cfg, "sft", sources.read_training_file)
     rows = rows_of.sft_rows(cfg, start, records)
-    training.require_rows(rows)
+    training_data.require_rows(rows)
     schedule = plan_steps(cfg.trainer, len(rows.train))
     training.say(rows, schedule, cfg)
 
     trainer = ChunkedSFTTrainer(
         model=training.load_trainable(cfg, start),
-        args=training.arguments(
+        args=arguments.arguments(
             SFTConfig, cfg, schedule, bool(rows.val), packing=cfg.trainer.packing, eval_packing=False,
             max_length=cfg.trainer.max_length, dataset_kwargs={"skip_prepare_dataset": True},
         ),
@@ -59,7 +60,6 @@ def main(loaded: Loaded) -> None:
         processing_class=start.tokenizer,
     )  # fmt: skip
     checkpoint = training.train(trainer, run, cfg.trainer.save_minutes, cfg.trainer.early_stopping_patience)
-    parents = training.data_parents(cfg.data.train_files, "sft")
     training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents)
 
 

@@ -16,7 +16,8 @@ FOUNDATION = {"errors", "config", "blocks", "stages", "records", "runs", "plan",
 MODEL = {"templates", "chat", "model", "losses"}
 PARTS = {
     "data": {"data"},
-    "training": {"training", "training_plan", "callbacks", "preference", "rows", "schedule"},
+    "training": {"training", "training_data", "training_plan", "arguments", "callbacks", "preference", "sft", "rows",
+                 "schedule"},  # fmt: skip
     "evals": {"evals"},
     "export": {"export", "export_checks", "export_plan", "agreement", "model_card"},
     "report": {"report"},

@@ -105,7 +105,7 @@ def test_every_record_has_one_fate(tokenizer):
     assert encoded.fates == {"kept": 1, "longer_than_max_length": 2, "template_without_tools": 1}
     assert [d["id"] for d in encoded.dropped] == ["r1", "r2", "r3"]
     encoded = chat.encode_chats(tokenizer, records, 64, "assistant", "truncate_left_turns")
-    assert encoded.fates["kept_without_oldest_turns"] == 1 and encoded.shortened == ["r2"]
+    assert encoded.fates["kept_without_oldest_turns"] == 1 and encoded.kept[1] == 2
     assert all(len(row["input_ids"]) <= 64 for row in encoded.rows)
     with pytest.raises(UserFault, match="r1"):
         chat.encode_chats(tokenizer, records, 64, "assistant", "error")

@@ -54,6 +54,7 @@ def test_numbers_as_people_write_them(tmp_path):
 
 @pytest.mark.parametrize("text, needle", [
     ("a: 1\na: 2\n", "given twice"), ("a: [1\n", "not readable as YAML"), ("- 1\n", "expected `key: value`"),
+    ("[a]: b\n", r"the key \['a'\] is not text.*\n.*line 1"), ("a: {1: b}\n", "the key 1 is not text"),
 ])  # fmt: skip
 def test_a_file_that_is_not_a_config(tmp_path, text, needle):
     with pytest.raises(UserFault, match=needle):
@@ -80,6 +81,15 @@ def test_one_adapter_without_brackets(tmp_path):
 def test_hardware_auto(card, expected):
     """By name; an unknown card takes the largest file that asks for no more memory than it has."""
     assert pick_hardware(card) == expected
+
+
+@pytest.mark.parametrize("name", ["../x", "../demo/sft", "9090"])
+def test_hardware_is_a_name_of_the_list(tmp_path, name):
+    """The choices are the files of configs/hardware, whatever path the name would make."""
+    with pytest.raises(UserFault) as fault:
+        load_config(TrainSft, write(tmp_path, f'hardware: "{name}"\n'))
+    assert f"no file '{name}'" in str(fault.value) and "choices: auto, 3050, 3050_4gb" in str(fault.value)
+    assert "datasets" not in str(fault.value)
 
 
 def test_config_faults_answer_without_torch(tmp_path):

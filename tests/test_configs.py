@@ -9,6 +9,7 @@ import yaml
 from posttrain.config import ROOT, load_config, read_yaml
 from posttrain.data.catalogue import load_catalogue
 from posttrain.plan import stage_of
+from posttrain.schedule import plan_steps
 from posttrain.stages import STAGES
 
 CONFIGS = ROOT / "configs"
@@ -69,6 +70,23 @@ def test_hardware_files_hold_nothing_that_decides_the_result(hardware):
         if isinstance(values, dict):
             assert not decides & set(values.get("trainer", {})), f"{hardware}.{stage}"
             assert stage == "all_training" or stage in STAGES
+
+
+@pytest.mark.parametrize("hardware", ["4090", "5090", "h200"])
+def test_cards_that_stand_for_others_leave_the_precision_open(hardware):
+    """`hardware: auto` gives a V100 the file of a 5090, and a V100 has no bf16."""
+    stages = {"train_sft": "sft.yaml", "eval_harness": "eval.yaml", "infer_compare": "compare.yaml"}
+    for stage, file in stages.items():
+        loaded = load_config(STAGES[stage], CONFIGS / file, [f"hardware={hardware}"]).config
+        assert getattr(loaded, "trainer", loaded).precision == "auto"
+
+
+@pytest.mark.parametrize("hardware", [name for name in HARDWARE if name.startswith("3050")])
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_small_card_accumulates_eight_rows(hardware, packing):
+    sets = [f"hardware={hardware}", f"trainer.packing={packing}"]
+    trainer = load_config(STAGES["train_sft"], CONFIGS / "recipes/small_card.yaml", sets).config.trainer
+    assert plan_steps(trainer, 10_000).accumulation == 8
 
 
 @pytest.mark.parametrize("name", CATALOGUES)

@@ -352,6 +352,17 @@ def test_adapters_of_two_bases_are_refused_with_both_names(world, tmp_path):
     assert str(world["base"]) in text and str(other) in text
 
 
+def test_nothing_to_measure(world):
+    text = fault_of(config(world, "nothing", tasks=[], sft_test=None, pref_test=None))
+    assert "nothing to measure: tasks is empty, sft_test and pref_test are null" in text
+
+
+@pytest.mark.parametrize("role", ["sft_test", "pref_test"])
+def test_a_directory_is_no_test_file(world, tmp_path, role):
+    text = fault_of(config(world, "folder", tasks=[], **{role: str(tmp_path)}))
+    assert f"{role}: {tmp_path} is a directory" in text and f"--set {role}=null" in text
+
+
 def test_a_test_file_without_usable_rows(world, tmp_path):
     path = write_rows(tmp_path / "bad.jsonl", [{"messages": []}, {"text": "?"}])
     text = fault_of(config(world, "no_rows", tasks=["winogrande"], num_fewshot=0, sft_test=str(path)))

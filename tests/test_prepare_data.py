@@ -76,7 +76,7 @@ def built(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("prepare")
     rows = alpaca(300)
     spoilt = [
-        rows[0] | {"instruction": "第０题：０加一等于多少?"},  # the same key as row 0
+        rows[0] | {"instruction": "第０题：０加一等于多少？"},  # row 0, once it is cleaned
         {"instruction": "短", "output": "好"},
         {"instruction": "长文", "output": "很长" * 3000},
         {"instruction": "Скажите, пожалуйста", "output": "Конечно, вот ответ"},
@@ -266,7 +266,7 @@ def test_default_config_is_pending_with_a_hub_and_a_fault_without(tmp_path):
     run = run_command("scripts/prepare_data.py", "--dry-run", *empty, HF_HUB_OFFLINE="1")
     assert run.returncode == 2 and "python -m scripts.fetch --set datasets=[oasst1]" in run.stdout
     run = run_command("scripts/prepare_data.py", "--dry-run", *empty, HF_ENDPOINT="https://mirror", HF_HUB_OFFLINE="")
-    assert "from https://mirror" in run.stdout
+    assert "from mirror into" in run.stdout
 
 
 def test_120k_recipe_is_planned(tmp_path):
@@ -288,7 +288,11 @@ def test_list_prints_the_catalogue(tmp_path):
         (["--sft-mix", "oasst=1"], "sft.mix.oasst: no such source -- did you mean 'oasst1'?"),
         (["--sft-mix", "dpo_en_zh_20k=1"], "refused: it holds preference pairs, not conversations"),
         (["--pref-mix", "coig_pc_core=1"], "take dpo_en_zh_20k or coig_p"),
-        (["--sft-mix", "own=-1"], "a weight cannot be negative"),
+        (["--sft-mix", "own=-1"], "sft.mix: a weight is a finite number and not negative (got own=-1.0)"),
+        (["--set", "pref.mix={a: .nan, b: .inf, c: 1}"], "finite number and not negative (got a=nan, b=inf)"),
+        (["--set", "split=[0.9, -0.1, 0.2]"], "split: the shares of train, val and test are finite, not negative"),
+        (["--set", "split=[0, 0, 0]"], "not negative, and not all 0 (got [0, 0, 0])"),
+        (["--set", "split=[.nan, 1, 1]"], "split: the shares of train, val and test are finite"),
         (["--sft-mix", "own=0", "--stage", "sft"], "no source with a weight above 0"),
         (["--sft-mix", "own=x"], "expected source=weight"),
         (["--stage", "both"], "stage: input should be 'all', 'sft' or 'pref' (got 'both')"),
@@ -361,6 +365,36 @@ def test_a_broken_file_stops_the_plan_and_the_run(tmp_path, content):
         assert run.returncode == 2 and "raw/own/b.json" in run.stdout + run.stderr and "Traceback" not in run.stderr
 
 
+def test_a_set_is_not_written_where_raw_files_are_read(tmp_path):
+    write_rows(tmp_path / "raw/own/rows.jsonl", alpaca(40))
+    path = config(tmp_path, stage="sft", sft={"mix": {"own": 1}})
+    (tmp_path / "link").symlink_to(tmp_path / "raw")
+    for inside in ("raw/own", "raw/own/proc", "link/own/proc"):
+        for args in (["--dry-run"], []):
+            run = prepare(path, "--set", f"output_dir={tmp_path}/{inside}", *args)
+            assert run.returncode == 2 and "whose files are read as the source own" in run.stdout + run.stderr
+    above = prepare(path, "--set", "sft.mix={..: 1}", "--set", f"output_dir={tmp_path}", "--dry-run")
+    assert above.returncode == 2 and "whose files are read as the source .." in above.stdout
+    for beside in ("", "raw", "raw/other"):
+        run = prepare(path, "--set", f"output_dir={tmp_path}/{beside}", "--dry-run")
+        assert run.returncode == 0, run.stdout
+    assert [p.name for p in (tmp_path / "raw/own").iterdir()] == ["rows.jsonl"]
+
+
+def test_a_directory_without_a_tokenizer_is_called_that(tmp_path, base):
+    write_rows(tmp_path / "raw/own/rows.jsonl", alpaca(40))
+    path = config(tmp_path, stage="sft", sft={"mix": {"own": 1}})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"model_type": "qwen3"}')  # transformers makes one without words of it
+    for name in ("empty", "model", "model/config.json"):
+        for args in (["--dry-run"], []):
+            run = prepare(path, "--set", f"tokenizer={tmp_path / name}", *args)
+            assert run.returncode == 2 and "Traceback" not in run.stderr
+            assert f"tokenizer: {tmp_path / name} holds no tokenizer" in run.stdout + run.stderr
+    assert prepare(path, "--set", f"tokenizer={base}", "--dry-run").returncode == 0
+
+
 def test_nothing_left(tmp_path):
     write_rows(tmp_path / "raw/own/rows.jsonl", alpaca(30))
     run = prepare(config(tmp_path, stage="sft", sft={"mix": {"own": 1}}), "--set", "rules.min_chars=4000")
@@ -420,12 +454,27 @@ def test_rules(record, bounds, reason):
 def test_exact_duplicates():
     seen = ExactDuplicates()
     assert seen.first_like(chat("什么是水？", "液体，透明。")) is None
-    assert seen.first_like(chat("什么是 水?", "液体,透明。")) == "什么是水？液体，透明。"
+    assert seen.first_like(chat("什么是水？", "液体，透明。")) == "什么是水？液体，透明。"
     assert seen.first_like(chat("什么是水？", "气体。")) is None
     assert seen.first_like(pair("什么是水？", "液体。", "不知道。")) is None
     assert seen.first_like(pair("什么是水？", "液体。", "不清楚。")) is None
     with_tools = chat("什么是水？", "气体。") | {"tools": [{"name": "f"}]}
     assert seen.first_like(with_tools) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (chat("2²+1等于几？", "请看x²"), chat("22+1等于几？", "请看x2")),
+        (chat("循环怎么写？", "for i in a:\n    f(i)\ng()"), chat("循环怎么写？", "for i in a:\n    f(i)\n    g()")),
+        (chat("大小写互换：ABC", "ABC→abc"), chat("大小写互换：abc", "abc→ABC")),
+        (pair("换成大写：a", "A", "a"), pair("换成大写：a", "a", "A")),
+    ],
+)
+def test_near_duplicates_are_other_records(one, other):
+    seen = ExactDuplicates()
+    assert seen.first_like(one) is None and seen.first_like(other) is None
+    assert seen.first_like(other) == other["id"]
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,16 @@ def test_a_parent_that_was_run_again_is_told(outputs):
     assert {c.role for c in broken} == {"parent sft"} and {c.state for c in broken} == {"changed"}
 
 
+def test_a_parent_that_made_the_same_files_again_is_not_a_fault(outputs):
+    weights = outputs / "sft/adapter_model.safetensors"
+    write_run(outputs / "new", "export_lora", "adapter_export", {}, parents={"adapter": outputs / "sft"},
+              inputs={"adapter": describe_file(weights)})  # fmt: skip
+    manifest = outputs / "sft/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seconds": 2.5', '"seconds": 3.5'))
+    found = collected(outputs, "new")
+    assert not found.broken and [c.state for c in found.checks if c.role == "parent adapter"] == ["remade"]
+
+
 def test_missing_and_unfinished_runs_are_named(outputs):
     status = {
         "stage": "export_lora",

@@ -73,8 +73,30 @@ def test_overwrite_sets_the_old_run_aside(open_):
 def test_unfinished_is_resumed(open_):
     open_()
     assert open_().resumed
+    assert not open_(loss_on="all").resumed  # nothing was saved yet: the config may still be mended
+    (open_.dir / "checkpoint-4").mkdir()
+    (open_.dir / "checkpoint-4/complete.json").write_text("{}")
     with pytest.raises(UserFault, match="unfinished run"):
-        open_(loss_on="all")
+        open_()
+
+
+def test_what_is_not_a_run_of_ours_is_left_alone(open_):
+    """A directory with other things in it, a run whose status is gone, a file: never taken over, never emptied."""
+    open_.dir.mkdir()
+    (open_.dir / "checkpoint-500").mkdir()
+    with pytest.raises(UserFault, match="holds checkpoint-500, and no record"):
+        open_()
+    open_(overwrite=True)
+    assert len([p for p in open_.dir.parent.iterdir() if (p / "checkpoint-500").exists()]) == 1
+    (open_.dir / "status.json").write_text("{")
+    with pytest.raises(UserFault, match="no record of a run"):
+        open_()
+
+
+def test_an_output_directory_that_is_a_file(open_):
+    open_.dir.write_text("")
+    with pytest.raises(UserFault, match="a file, not a directory"):
+        open_()
 
 
 def test_rebuild_says_what_changed(open_, capsys):

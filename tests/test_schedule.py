@@ -4,7 +4,7 @@ import pytest
 
 from posttrain.blocks import SftTrainer, Trainer
 from posttrain.errors import UserFault
-from posttrain.schedule import draw, hold_out, plan_steps, to_chinese_share
+from posttrain.schedule import draw, draw_chinese_share, hold_out, plan_steps
 
 
 @pytest.mark.parametrize("rows, micro, per_step, epochs", [
@@ -52,12 +52,15 @@ def test_few_rows_still_give_enough_steps_and_it_is_said():
     assert any("trainer.min_steps" in line for line in schedule.lines("rows"))
 
 
-def test_hold_out_and_draw_are_seeded_and_disjoint():
-    rows = list(range(50))
+def test_hold_out_keeps_a_question_on_one_side():
+    """Two answers to one question are both trained or both held out; seeded; at least one, never all."""
+    rows = [pair(f"问题{i // 2}") for i in range(50)]
     train, val = hold_out(rows, 0.1, 7)
-    assert sorted(train + val) == rows and len(val) == 5 and (train, val) == hold_out(rows, 0.1, 7)
-    assert hold_out([1], 0.5, 7) == ([1], []) and hold_out(rows, 0.0, 7) == (rows, [])
-    assert draw(rows, 5, 1) == draw(rows, 5, 1) != draw(rows, 5, 2)
+    assert len(train) + len(val) == 50 and 5 <= len(val) <= 6 and (train, val) == hold_out(rows, 0.1, 7)
+    assert not {p["prompt"][0]["content"] for p in train} & {p["prompt"][0]["content"] for p in val}
+    assert hold_out(rows[:1], 0.5, 7) == (rows[:1], []) and hold_out(rows, 0.0, 7) == (rows, [])
+    numbers = list(range(50))
+    assert draw(numbers, 5, 1) == draw(numbers, 5, 1) != draw(numbers, 5, 2)
 
 
 def pair(text):
@@ -69,7 +72,12 @@ def pair(text):
 ])  # fmt: skip
 def test_chinese_share(share, chinese, others):
     rows = [pair("这是一个中文问题")] * 28 + [pair("An English question")] * 12
-    kept, line = to_chinese_share(rows, share, 0)
-    found = sum(p["prompt"][0]["content"].startswith("这") for p in kept)
+    kept, line = draw_chinese_share(rows, share, 0)
+    found = sum(index < 28 for index in kept)
     assert (found, len(kept) - found) == (chinese, others)
-    assert str(chinese) in line
+    assert str(chinese) in line and kept == sorted(set(kept))
+
+
+def test_a_short_run_is_validated_five_times():
+    schedule = plan_steps(Trainer(per_device_train_batch_size=1, sequences_per_step=1), 100)
+    assert (schedule.every(1000), schedule.every(30)) == (20, 30)

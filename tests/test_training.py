@@ -171,7 +171,7 @@ def test_an_incomplete_checkpoint_is_left_out(sft, data, base, tmp_path):
 
 def test_a_resume_with_another_batch_is_refused(data, base, tmp_path):
     args = command("sft", data, tmp_path / "sft", **{"model.base": base})
-    start_and_kill(args, tmp_path / "sft", 4, signal.SIGKILL)
+    start_and_kill(args, tmp_path / "sft", 6, signal.SIGKILL)
     other = run_command(*command("sft", data, tmp_path / "sft", **{"model.base": base, "trainer.tokens_per_step": 384}))
     assert other.returncode == 2 and "trainer.tokens_per_step: 192 -> 384" in other.stderr
     assert "unfinished run" in other.stderr
@@ -235,6 +235,11 @@ BAD = {
     "no template of that name": ({"model.chat_template": "chatglm"}, "chatml"),
     "an unknown target module": ({"lora.target_modules": "[q_proj, qkv]"}, "qkv"),
     "an unknown extra": ({"trainer.extra": "{neftune_noise_alfa: 5}"}, "neftune_noise_alpha"),
+    "an extra that is ours": ({"trainer.extra": "{gradient_accumulation_steps: 4}"}, "set by this project"),
+    "an adapter on the head": ({"lora.target_modules": "[lm_head]"}, "choose from"),
+    "longer than the base": ({"trainer.max_length": 2048, "trainer.tokens_per_step": 2048}, "1024 positions"),
+    "a directory of data": ({"data.train_files": "[tests]"}, "is a directory"),
+    "flash attention that is not there": ({"model.attn_implementation": "flash_attention_2"}, "flash_attn"),
     "a step that does not divide": ({"trainer.tokens_per_step": 100}, "96 or"),
     "unknown hardware": ({"hardware": 9090}, "4090"),
 }
@@ -247,6 +252,94 @@ def test_bad_input_is_one_message_and_exit_2(case, data, base, tmp_path):
     assert done.returncode == 2, done.stdout + done.stderr
     assert needle in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "sft/manifest.json").exists()
+
+
+def test_an_answer_without_its_end_is_refused(base, data, tmp_path):
+    """A template whose end-of-turn token stands outside the marks would teach answers that never stop."""
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+                        "{% endgeneration %}<|im_end|>{% else %}{{ m.content }}{% endif %}{% endfor %}")  # fmt: skip
+    broken = "{% if %}{% generation %}"
+    for text, needle in ((template.read_text(), "no end-of-turn token"), (broken, "cannot be rendered")):
+        template.write_text(text)
+        values = {"model.base": base, "model.chat_template": template}
+        done = run_command(*command("sft", data, tmp_path / "sft", **values))
+        assert done.returncode == 2 and needle in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_base_is_named(damage, data, tmp_path):
+    base = make_base(tmp_path / "base")
+    (base / damage).write_bytes((base / damage).read_bytes()[:50])
+    done = run_command(*command("sft", data, tmp_path / "sft", **{"model.base": base}))
+    assert done.returncode == 2 and str(base) in done.stderr and "Traceback" not in done.stderr
+
+
+def test_prepared_data_that_changed_or_is_half_built_is_refused(base, data, tmp_path):
+    """The manifest beside the file must name its hash; a set that was not built to the end has none."""
+    folder = tmp_path / "proc"
+    file = write_rows(folder / "sft_train.jsonl", chats(20))
+    write_rows(folder / "sft_val.jsonl", chats(5, seed=1))
+    outputs = [{"path": "sft_train.jsonl", "sha256": sha256(file)}]
+    (folder / "sft_manifest.json").write_text(json.dumps({"outputs": outputs}))
+    plan = [*command("sft", folder, tmp_path / "sft", **{"model.base": base}), "--dry-run"]
+    assert run_command(*plan).returncode == 0
+    with open(file, "a") as out:
+        out.write(json.dumps(chats(21)[20]) + "\n")
+    changed = run_command(*plan)
+    assert changed.returncode == 2 and "changed since prepare_data wrote it" in changed.stdout
+    (folder / "sft_manifest.json").unlink()
+    (folder / "sft_status.json").write_text('{"state": "failed"}')
+    half = run_command(*plan)
+    assert half.returncode == 2 and "did not build it to the end" in half.stdout
+
+
+def test_a_row_of_the_validation_is_not_trained(base, data, tmp_path):
+    values = {"model.base": base, "data.val_files": f"[{data}/sft_train.jsonl]"}
+    done = run_command(*command("sft", data, tmp_path / "sft", **values))
+    assert done.returncode == 2 and "in_validation 120" in done.stderr
+
+
+def test_validation_loss_does_not_depend_on_the_batch(base, data, tmp_path):
+    """Mean over tokens (and pairs) of the whole set: the card's micro-batch must not choose the best checkpoint."""
+    write_rows(tmp_path / "sft_val.jsonl", [row | {"messages": row["messages"] * (1 + i % 2)}
+                                            for i, row in enumerate(chats(7, seed=3))])  # fmt: skip
+    for stage in ("sft", "orpo"):
+        losses = []
+        for size in (1, 5):
+            values = {"model.base": base, "trainer.max_steps": 1, "trainer.per_device_eval_batch_size": size}
+            values |= {"data.val_files": f"[{tmp_path}/sft_val.jsonl]"} if stage == "sft" else {"sft_run": "null"}
+            done = run_command(*command(stage, data, tmp_path / f"{stage}{size}", **values))
+            assert done.returncode == 0, done.stderr
+            losses.append(metrics(tmp_path / f"{stage}{size}")[-1]["eval_loss"])
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_an_own_file_with_few_steps_and_no_validation(base, data, tmp_path):
+    """Fewer steps than logging_steps: the run ends with its losses on record."""
+    values = {"model.base": base, "data.val_files": "[]", "data.val_share": 0, "trainer.logging_steps": 50}
+    done = run_command(*command("sft", data, tmp_path / "sft", **values))
+    assert done.returncode == 0, done.stderr
+    results = manifest(tmp_path / "sft")["results"]
+    assert results["kept"] == "last" and results["first_loss"] > 0 and len(metrics(tmp_path / "sft")) >= 10
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_mended(base, data, tmp_path):
+    values = {"model.base": base, "trainer.max_length": 16, "trainer.tokens_per_step": 16}
+    assert run_command(*command("sft", data, tmp_path / "sft", **values)).returncode == 2
+    done = run_command(*command("sft", data, tmp_path / "sft", **{"model.base": base}))
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_tokenizer_is_another_run(data, tmp_path):
+    base = make_base(tmp_path / "base")
+    args = command("sft", data, tmp_path / "sft", **{"model.base": base})
+    start_and_kill(args, tmp_path / "sft", 6, signal.SIGKILL)
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:5]
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    refused = run_command(*args)
+    assert refused.returncode == 2 and "inputs.tokenizer" in refused.stderr
 
 
 def test_an_adapter_of_another_base_is_refused(sft, data, tmp_path, base):
@@ -337,6 +430,7 @@ def test_a_base_that_is_not_on_disk_is_pending_online_and_a_fault_offline(tmp_pa
 def test_dry_run_shows_the_row_that_is_trained_and_writes_nothing(base, data, tmp_path):
     plan = run_command(*command("sft", data, tmp_path / "sft", **{"model.base": base}), "--dry-run", "true")
     assert plan.returncode == 0, plan.stderr
+    assert "a new run" in plan.stdout
     for needle in ("120 records: kept 120", "12 optimiser steps", "【", "<|im_end|>】", "verdict: would work",
                    "<- --set trainer.max_length"):  # fmt: skip
         assert needle in plan.stdout, needle

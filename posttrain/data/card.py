@@ -14,15 +14,20 @@ EXCERPT = 400
 
 
 def load_tokenizer(name: str) -> Any:
-    """A tokenizer that is on disk already. UserFault if it is not."""
+    """A tokenizer that is on disk already: a directory, or a hub id in the cache. UserFault if it is not."""
     from transformers import AutoTokenizer
 
+    path = in_project(Path(name))
     try:
-        path = in_project(Path(name))
-        return AutoTokenizer.from_pretrained(path if path.is_dir() else name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path if path.exists() else name, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise UserFault(f"tokenizer: {name} is not on disk ({str(error).splitlines()[0]}); "
+        what = "holds no tokenizer" if path.exists() else "is not on disk"
+        raise UserFault(f"tokenizer: {name} {what} ({str(error).splitlines()[0]}); "
                         "give a directory, or null for characters only") from None  # fmt: skip
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made by transformers from a config.json alone
+        raise UserFault(f"tokenizer: {name} holds no tokenizer (no vocabulary); give a directory, or null for "
+                        "characters only")  # fmt: skip
+    return tokenizer
 
 
 class Statistics:

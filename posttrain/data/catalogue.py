@@ -110,9 +110,7 @@ def sources_of(loaded: Loaded, kind: str, catalogue: dict[str, Entry]) -> tuple[
     sources, faults = [], []
     for key, weight in getattr(config, kind).mix.items():
         directory, entry = config.raw_dir / key, catalogue.get(key)
-        if weight < 0:
-            faults.append(f"{kind}.mix.{key}: a weight cannot be negative (got {weight})")
-        elif weight == 0:
+        if weight == 0:
             continue
         elif entry is None and not (key and "/" not in key and directory.is_dir()):
             faults.append(unknown_source(key, kind, catalogue, config))

@@ -1,19 +1,19 @@
-"""Exact duplicates: two records whose prompts and answers have the same key text."""
+"""Exact duplicates: two records whose prompts and answers have the same exact text (text.exact_text)."""
 
 import hashlib
 import json
 
-from posttrain.text import key_text
+from posttrain.text import exact_text
 
 
 def content_digest(record: dict) -> bytes:
-    """16 bytes of SHA-256 over the key text of every turn with its role, over tool calls and tools; source and id play
-    no part. Of a pair: prompt, chosen and rejected, so that another rejected answer to one prompt is another pair."""
+    """16 bytes of SHA-256 over the exact text of every turn with its role, over tool calls and tools; source and id
+    play no part. Of a pair: prompt, chosen and rejected, so that another rejected answer makes another pair."""
     parts = [json.dumps(record["tools"], ensure_ascii=False, sort_keys=True)] if "tools" in record else []
     for part in ("messages", "prompt", "chosen", "rejected"):
         for turn in record.get(part, []):
             calls = json.dumps(turn["tool_calls"], ensure_ascii=False, sort_keys=True) if turn.get("tool_calls") else ""
-            parts.append(f"{turn['role']}\x1f{key_text(turn['content'])}\x1f{calls}")
+            parts.append(f"{turn['role']}\x1f{exact_text(turn['content'])}\x1f{calls}")
     return hashlib.sha256("\x1e".join(parts).encode("utf-8", "surrogatepass")).digest()[:16]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from posttrain.config import in_project, shown
 from posttrain.data import oasst
+from posttrain.data.card import load_tokenizer
 from posttrain.data.catalogue import KINDS, Source, load_catalogue, sources_of
 from posttrain.data.clean import clean
 from posttrain.data.files import count_rows, read_rows
@@ -28,6 +29,10 @@ def plan_set(plan: Plan, kind: str) -> None:
     plan.faults += faults
     if not sources and not faults:
         plan.faults.append(f"{kind}.mix names no source with a weight above 0 (--list prints them)")
+    for source in sources:
+        if config.output_dir.resolve().is_relative_to(source.directory.resolve()):
+            plan.faults.append(f"output_dir: {shown(config.output_dir)} lies in {shown(source.directory)}, whose files "
+                               f"are read as the source {source.key}: choose a directory outside of it")  # fmt: skip
     present = [source for source in sources if source.files]
     for source in sources:
         if source not in present:
@@ -49,7 +54,11 @@ def plan_tokenizer(plan: Plan) -> None:
         return
     path, is_hub_id = in_project(Path(name)), name.count("/") == 1 and name[0] not in "/.~"
     if path.exists() or not is_hub_id or who_makes(path, plan.loaded.path.parent, plan.stage):
-        plan.need("tokenizer", path, otherwise="Give a directory, or null to count characters only.")
+        if plan.need("tokenizer", path, otherwise="Give a directory, or null to count characters only."):
+            try:
+                load_tokenizer(name)
+            except UserFault as fault:
+                plan.faults.append(str(fault))
     else:
         plan.fact("inputs", f"tokenizer: {name} (a hub id: it must be on disk; python -m scripts.fetch gets it)")
 

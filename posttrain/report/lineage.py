@@ -7,12 +7,13 @@ from typing import Any
 from posttrain.config import in_project, shown
 from posttrain.runs import fingerprint, read_json, sha256
 
-OK, CHANGED, GONE = "ok", "changed", "gone"
+OK, REMADE, CHANGED, GONE = "ok", "remade", "changed", "gone"
 
 
 @dataclass
 class Check:
-    """One recorded digest and what lies there now. `state` is ok, changed or gone."""
+    """One recorded digest and what lies there now. `state` is ok, changed or gone; or remade, for a parent that was run
+    again and made the same files."""
 
     run: str
     role: str
@@ -83,7 +84,7 @@ class Lineage:
 
     @property
     def broken(self) -> list[Check]:
-        return [check for check in self.checks if check.state != OK]
+        return [check for check in self.checks if check.state in (CHANGED, GONE)]
 
 
 class Digests:
@@ -154,7 +155,16 @@ def _checks(run: FoundRun, digests: Digests):
         path = in_project(Path(entry["path"]))
         now = digests.of(path)
         state = OK if now == recorded else GONE if now is None else CHANGED
+        if kind == "parent" and state == CHANGED and _same_files(manifest, path):
+            state = REMADE
         yield Check(run.name, f"{kind} {role}", entry["path"], recorded, state, entry.get("rows"))
+
+
+def _same_files(manifest: dict[str, Any], parent: Path) -> bool:
+    """Whether a run read files of a parent, and the parent's manifest of today has them with the same digests."""
+    made = {entry["path"]: entry["sha256"] for entry in (read_json(parent) or {"outputs": []})["outputs"]}
+    read = [entry for entry in manifest["inputs"].values() if entry.get("path") in made]
+    return bool(read) and all(entry["sha256"] == made[entry["path"]] for entry in read)
 
 
 def search(directory: Path) -> list[Path]:
