@@ -278,7 +278,7 @@ def test_120k_recipe_is_planned(tmp_path):
 def test_list_prints_the_catalogue(tmp_path):
     run = run_command("-m", "scripts.prepare_data", "--list")
     assert run.returncode == 0
-    for part in ("oasst1", "coig_pc_core", "not for pref", "dpo_en_zh_20k", "MIT (unchecked)", "limits:"):
+    for part in ("oasst1", "coig_pc_core", "not for pref", "dpo_en_zh_20k", "Apache-2.0", "limits:"):
         assert part in run.stdout
 
 
