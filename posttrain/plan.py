@@ -70,7 +70,7 @@ class Plan:
         faults = self.faults + self.too_big
         if faults:
             kind = UserFault if self.faults else PosttrainError
-            error = kind(f"{self.stage}: {len(faults)} in the way\n" + "\n".join(f"  - {f}" for f in faults))
+            error = kind(f"{len(faults)} in the way\n" + "\n".join(f"  - {f}" for f in faults))
             error.exit_code = self.exit_code
             raise error
 
