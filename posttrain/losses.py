@@ -2,7 +2,7 @@
 Losses over token log-probabilities that never hold batch x length x vocabulary.
 
 With Qwen's vocabulary of 151,936 one row of 2,048 tokens has 1.2 GB of float32 logits, and a plain loss keeps several
-copies. Here the head is applied to the positions that are scored, a chunk at a time, and again in the backward pass.
+copies. Here the head is applied to the positions that are scored, a chunk at a time.
 """
 
 import types
@@ -19,36 +19,52 @@ CHUNK_BYTES = 128 * 2**20  # float32 logits alive at a time; larger was not fast
 
 
 class _ChunkedLogps(torch.autograd.Function):
-    """log softmax(hidden @ weight.T)[label] per row, with the logits recomputed in the backward pass."""
+    """log softmax(hidden @ weight.T)[label] per row.
+
+    With a frozen head (LoRA) the slope of each row with respect to its hidden state is taken while its logits are
+    there: the backward pass only scales it, so the head costs two matrix products instead of three. Where the head is
+    trained too, the logits are computed again in the backward pass.
+    """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
-        logps, logsumexps = [], []
+        ctx.chunk, ctx.frozen = chunk, not ctx.needs_input_grad[1]
+        logps, logsumexps, slopes = [], [], []
         for rows, targets in zip(hidden.split(chunk), labels.split(chunk), strict=True):
             logits = (rows @ weight.T).float()
             logsumexp = logits.logsumexp(-1)
             logps.append(logits.gather(1, targets[:, None])[:, 0] - logsumexp)
             logsumexps.append(logsumexp)
-        ctx.save_for_backward(hidden, weight, labels, torch.cat(logsumexps))
-        ctx.chunk = chunk
+            if ctx.frozen and ctx.needs_input_grad[0]:
+                slopes.append(_slope(logits, logsumexp, targets, weight) @ weight)
+        if ctx.frozen:
+            ctx.save_for_backward(*([torch.cat(slopes)] if slopes else []))
+        else:
+            ctx.save_for_backward(hidden, weight, labels, torch.cat(logsumexps))
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        if ctx.frozen:
+            (slopes,) = ctx.saved_tensors
+            return (slopes * grad[:, None]).to(slopes.dtype), None, None, None
         hidden, weight, labels, logsumexps = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, len(labels), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            # d logp / d logits = onehot(label) - softmax
-            slope = (hidden[part] @ weight.T).float().sub_(logsumexps[part, None]).exp_().mul_(-grad[part, None])
-            slope.scatter_add_(1, labels[part, None], grad[part, None].float())
-            slope = slope.to(weight.dtype)
+            logits = (hidden[part] @ weight.T).float()
+            slope = _slope(logits, logsumexps[part], labels[part], weight) * grad[part, None].to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = (slope @ weight).to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += (slope.T @ hidden[part].to(weight.dtype)).float()
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+            grad_weight += (slope.T @ hidden[part].to(weight.dtype)).float()
+        return grad_hidden, grad_weight.to(weight.dtype), None, None
+
+
+def _slope(logits: Tensor, logsumexp: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """d log-probability / d logits = onehot(target) - softmax, in place of the logits."""
+    slope = logits.sub_(logsumexp[:, None]).exp_().neg_()
+    return slope.scatter_add_(1, targets[:, None], torch.ones_like(slope[:, :1])).to(weight.dtype)
 
 
 def token_logps(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
+import orjson
+
 from posttrain.errors import UserFault
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -66,8 +68,11 @@ class Prompt(TypedDict):
 
 def record_id(source: str, content: Any) -> str:
     """16 hex digits of SHA-256 over the source key and the original content: stable, never a running number."""
-    text = json.dumps([source, content], ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    try:
+        text = orjson.dumps([source, content], option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # lone surrogates, integers over 64 bit
+        text = json.dumps([source, content], ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def fault_in_turns(messages: Any, *, ends_in: str | None) -> str | None:

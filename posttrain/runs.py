@@ -32,6 +32,7 @@ from posttrain.records import count_lines
 NEUTRAL = (
     "overwrite", "hardware", "tracking", "trainer.logging_steps", "trainer.save_minutes", "trainer.save_total_limit",
     "trainer.dataloader_num_workers", "output_dir", "hub", "model.fallback", "model.hub",
+    "workers", "executor", "ray_address", "block_mib",
 )  # fmt: skip
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "lm_eval", "tokenizers",
             "numpy")  # fmt: skip
@@ -77,7 +78,8 @@ def main_process() -> bool:
 def write_json(path: Path, content: dict) -> None:
     """Write by rename: a reader sees the old file or the whole new one."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(content, ensure_ascii=False, indent=1, default=str) + "\n"
+    part.write_bytes(text.encode("utf-8", "backslashreplace"))  # half of a character becomes the escape it came from
     os.replace(part, path)
 
 

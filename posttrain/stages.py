@@ -16,48 +16,18 @@ from posttrain.blocks import (
     Trainer,
     Training,
 )
-from posttrain.config import Block, ProjectPath
+from posttrain.config import ProjectPath
+from posttrain.data_blocks import Decontaminate, Mix, Rules
 
 # ------------------------------------------------------------------ data
-
-
-class Rules(Block):
-    """Bounds of the cleaning rules; datasets.yaml may set others for one source."""
-
-    min_chars: int = Field(8, ge=0)
-    """Characters of a conversation at least (of a pair: of its prompt and the longer answer)."""
-    max_chars: int = Field(4096, ge=1)
-    """Characters at most."""
-    min_cn_ratio: float = Field(0.3, ge=0, le=1)
-    """Share of Chinese characters among letters, below which a record is not Chinese."""
-    allow_english_fallback: bool = True
-    """Keep records that are not Chinese but English; false drops them."""
-
-
-class Mix(Block):
-    """Which sources, in what shares, and how many rows at most."""
-
-    mix: dict[str, float] = {}
-    """Key of configs/datasets.yaml (or a directory of raw_dir) -> weight. Shares of the result where there is enough of
-    each source; what one lacks the others fill. A source of weight 0 is not even opened."""
-    max_samples: int = Field(60_000, ge=1)
-    """Rows over all splits at most."""
-
-    @field_validator("mix")
-    @classmethod
-    def _weights(cls, mix):
-        unusable = [f"{key}={weight}" for key, weight in mix.items() if not 0 <= weight < math.inf]
-        if unusable:
-            raise ValueError(f"a weight is a finite number and not negative (got {', '.join(unusable)})")
-        return mix
 
 
 class PrepareData(StageConfig):
     """Raw public sets in, clean split JSONL and a data card out."""
 
     name: ClassVar[str] = "prepare_data"
-    stage: Literal["all", "sft", "pref"] = "all"
-    """Which of the two sets to build."""
+    stage: Literal["all", "sft", "pref", "text"] = "all"
+    """Which of the sets to build; all builds those whose mix names a source."""
     raw_dir: ProjectPath = "data_raw"
     """Holds one directory per source key; files laid there by hand win over the hub."""
     output_dir: ProjectPath = "data_proc"
@@ -70,10 +40,27 @@ class PrepareData(StageConfig):
     """Conversations for SFT."""
     pref: Mix = Mix(max_samples=120_000)
     """Preference pairs for ORPO and DPO."""
+    text: Mix = Mix()
+    """Plain text for continued pre-training."""
+    text_form: Literal["zh_safe", "nfkc", "zh_punct", "raw"] = "zh_safe"
+    """What is trained on. zh_safe: NFC, full-width letters and digits folded, invisible characters dropped, spaces
+    folded outside code; nfkc: NFKC on top (turns Chinese punctuation into ASCII); zh_punct: zh_safe and one punctuation
+    style in Chinese text; raw: as published."""
+    strip_html: bool = True
+    """Tags are taken out of text that is a web page's markup, not of text about markup."""
     rules: Rules = Rules()
-    """Bounds of the cleaning rules."""
+    """The cleaning rules."""
+    keywords: dict[str, ProjectPath] = {}
+    """Topic -> your own word list (UTF-8, a word per line, # comments), beside the lists of configs/keywords/."""
+    blacklist: list[str] = []
+    """Regular expressions, searched in the folded text of every turn."""
+    decontaminate: Decontaminate = Decontaminate()
+    """Benchmarks that must not be in the training data."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares of train, val and test. One prompt never stands on two sides."""
+    """Shares of train, val and test. One prompt, or one cluster of near duplicates, never stands on two sides."""
+    split_counts: tuple[int, int] | None = None
+    """Fixed counts of val and test records instead of shares; train gets the rest. The sides then depend on how much
+    data there is; with `split` they follow from each record alone."""
 
     @field_validator("split")
     @classmethod
@@ -88,6 +75,14 @@ class PrepareData(StageConfig):
     """Directory or hub id of a tokenizer on disk, for token counts in the card; null counts characters only."""
     seed: int = 42
     """Seed of sampling and split."""
+    workers: int = Field(0, ge=0)
+    """Processes; 0 takes one per core. The result is the same bytes for any number."""
+    executor: Literal["local", "ray"] = "local"
+    """local: processes on this machine; ray: tasks on a Ray cluster (requirements-cluster.txt, docs/scale.md)."""
+    ray_address: str = "auto"
+    """Of the Ray cluster: auto, local, or host:port."""
+    block_mib: float = Field(4, gt=0)
+    """Raw data in one block: the unit of work and of resuming."""
 
 
 class Fetch(StageConfig):

@@ -27,16 +27,48 @@ _WIDE = {0x3000: " "} | {wide: chr(wide - 0xFEE0) for first, last in (("０", "�
                          for wide in range(ord(first), ord(last) + 1)}  # fmt: skip
 _HAS_WIDE = re.compile("[\u3000０-９Ａ-Ｚａ-ｚ]")
 _SPACES = re.compile("[ \t\xa0\u2000-\u200a\u202f\u205f\u3000]+")
+_AROUND_LINE_END = re.compile(r" *\n *")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _INNER_BLANKS = re.compile(r"(?<=\S)[ \t]+")
-_FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+# Of the training text.
+_BLANKS = " \t\xa0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+_ODD_BLANK = re.compile(f"[{_BLANKS[2:]}]")
+_FOLDED_BLANKS = re.compile(f" (?:[{_BLANKS}]+|(?=\n)|\\Z)|[{_BLANKS[1:]}][{_BLANKS}]*")
+_FENCE = re.compile(f"^[ {_BLANKS[2:]}]{{0,3}}(?:```|~~~)", re.MULTILINE)
+
+# Characters that training_text may take out or replace, a superset: those of _DROPPED, _LINE_END and _WIDE, odd spaces,
+# and whatever NFC may change (UAX #15: characters that combine, singletons, compatibility ideographs, and scripts full
+# of such characters as a whole).
+CHANGED = (
+    "\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u0300-\u036f\u0374\u037e\u0387\u0483-\u0487\u0591-\u1dff\u1f71-\u200f"
+    "\u2028-\u202f\u205f-\u206f\u20d0-\u20ff\u2126\u212a\u212b\u2329\u232a\u2adc\u2cef-\u2cf1\u2d7f\u2de0-\u2dff"
+    "\u3000\u302a-\u302f\u3099\u309a\ua66f-\uabff\ud800-\udfff\uf900-\ufaff\ufb1d-\ufb4e\ufe20-\ufe2f\ufeff０-９Ａ-Ｚａ-ｚ"
+    "\ufffe\uffff\U000101fd-\U0001e94a\U0002f800-\U0002fa1f"
+)
+# White space that it may change: two spaces or a tab after a word, spaces before a line end, three line ends, either
+# end of the text. Indentation alone is not touched.
+CHANGED_SPACES = r" (?:\n|(?<![ \t\n] )[ \t])|\t(?:\n|(?<![ \t\n]\t))|\n(?:\n\n|\Z)|\A[ \t\n]|[ \t]\Z"
+TOUCHED = re.compile(f"[{CHANGED}]|{CHANGED_SPACES}")
+"""No match: training_text(text) == text."""
+_CHANGED = re.compile(f"[{CHANGED}]")
+_CHANGED_ASCII = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+_CHANGED_SPACES = re.compile(CHANGED_SPACES)
+
+
+def folded_text(text: str) -> str:
+    """The form that rules read: NFKC, invisible characters dropped, runs of spaces one space, no spaces around line
+    ends, at most two line ends in a row, nothing at the ends. Case stays. data/folding.py does it block-wise."""
+    text = _LINE_END.sub("\n", unicodedata.normalize("NFKC", text).replace("\u200d", ""))
+    text = _SPACES.sub(" ", _DROPPED.sub("", text))
+    return _BLANK_LINES.sub("\n\n", _AROUND_LINE_END.sub("\n", text)).strip(" \n")
 
 
 def key_text(text: str) -> str:
-    """NFKC, lower case, no white space, no invisible characters. Texts with one key may still differ: in exponents,
-    case, indentation."""
-    return "".join(_DROPPED.sub("", unicodedata.normalize("NFKC", text)).lower().split())
+    """The form that texts are compared by: folded, lower case, without white space. Texts with one key may still
+    differ: in exponents, case, indentation."""
+    return "".join(folded_text(text).lower().split())
 
 
 def exact_text(text: str) -> str:
@@ -78,37 +110,54 @@ def has_lone_surrogate(text: str) -> bool:
 
 
 def training_text(text: str) -> str:
-    """The form that is trained on (`zh_safe`).
+    """The form that is trained on (`zh_safe`). Stable: the training text of a training text is itself.
 
     NFC; full-width letters and digits and U+3000 become ASCII, full-width punctuation stays; invisible and control
     characters and lone surrogates are dropped; all line ends become \\n. Outside fenced code blocks runs of spaces
     inside a line become one, trailing spaces go, and three or more line ends become two. The indentation of a line is
     kept (Markdown lists, quoted code), and a line indented by four or more keeps its inner spaces too.
     """
-    text = _DROPPED.sub("", _LINE_END.sub("\n", unicodedata.normalize("NFC", text)))
-    pieces, in_code, start = [], False, 0
-    for fence in _FENCE.finditer(text):
-        piece = text[start : fence.start()]
-        pieces.append(piece if in_code else _folded_prose(piece))
-        in_code, start = not in_code, fence.start()
-    pieces.append(text[start:] if in_code else _folded_prose(text[start:]))
-    whole = "".join(pieces).strip("\n")
-    return (whole if whole.startswith(("    ", "\t")) else whole.lstrip()).rstrip()
+    if not touched(text):
+        return text
+    if _CHANGED.search(text):
+        text = unicodedata.normalize("NFC", _DROPPED.sub("", _LINE_END.sub("\n", text)))
+    whole = "".join(piece if is_code else _folded_prose(piece) for is_code, piece in fenced(text)).strip("\n")
+    if not whole.startswith("    ") and "\t" not in whole[: len(whole) - len(whole.lstrip(" \t"))]:
+        whole = whole.lstrip(_BLANKS)
+    return whole.rstrip(_BLANKS + "\n")
+
+
+def touched(text: str) -> bool:
+    """Whether TOUCHED is found in the text, at a third of its cost."""
+    if (_CHANGED_ASCII if text.isascii() else _CHANGED).search(text):
+        return True
+    spaced = "  " in text or " \n" in text or "\t" in text or "\n\n\n" in text
+    at_an_end = text[:1] in (" ", "\n") or text[-1:] in (" ", "\n")
+    return at_an_end or spaced and _CHANGED_SPACES.search(text) is not None
+
+
+def fenced(text: str) -> list[tuple[bool, str]]:
+    """The text cut at the fences of its code blocks: (is it code, piece). A code block begins with its opening fence
+    and ends before the closing one, or with the text. A line is a fence if ``` or ~~~ stands after at most 3 spaces."""
+    cuts = [fence.start() for fence in _FENCE.finditer(text)] if "```" in text or "~~~" in text else []
+    starts, ends = [0, *cuts], [*cuts, len(text)]
+    return [(n % 2 == 1, text[start:end]) for n, (start, end) in enumerate(zip(starts, ends, strict=True))]
 
 
 def _folded_prose(text: str) -> str:
     """Fold the spaces, blank lines and full-width letters of text outside code blocks."""
     if _HAS_WIDE.search(text):
-        text = text.translate(_WIDE)
-    lines = [_folded_line(line) for line in text.split("\n")] if _SPACES.search(text) else [text]
-    return _BLANK_LINES.sub("\n\n", "\n".join(lines))
+        text = unicodedata.normalize("NFC", text.translate(_WIDE))
+    if _FOLDED_BLANKS.search(text):
+        text = "\n".join([_folded_line(line) for line in text.split("\n")])
+    return _BLANK_LINES.sub("\n\n", text)
 
 
 def _folded_line(line: str) -> str:
     """One line: indentation kept, inner runs of spaces folded, trailing spaces dropped."""
-    body = line.lstrip(" \t\xa0")
-    indent = line[: len(line) - len(body)].replace("\xa0", " ")
-    if len(indent) >= 4 or "\t" in indent:
-        return indent + body.rstrip() if body.strip() else ""
-    body = _SPACES.sub(" ", body).rstrip()
+    body = line.lstrip(_BLANKS)
+    indent = _ODD_BLANK.sub(" ", line[: len(line) - len(body)])
+    body = body.rstrip(_BLANKS)
+    if len(indent) < 4 and "\t" not in indent:
+        body = _FOLDED_BLANKS.sub(" ", body)
     return indent + body if body else ""

@@ -5,6 +5,8 @@ Raw public sets -> clean, split JSONL and a data card.
     python -m scripts.prepare_data --config configs/data.yaml --dry-run
     python -m scripts.prepare_data --stage pref --pref-mix dpo_en_zh_20k=1 --pref-max-samples 20000
     python -m scripts.prepare_data --list                           # the catalogue of known sets
+    python -m scripts.prepare_data --why 4ac46087                   # one record's story: id or file:line
+    python -m scripts.prepare_data --export sharegpt                # or alpaca, messages
 
 Files in data_raw/<key>/ are used as they are; a set without files is downloaded there first. Writes
 {sft,pref}_{train,val,test}.jsonl, {sft,pref}_dropped.jsonl.zst, {sft,pref}_card.md and {sft,pref}_manifest.json.
@@ -17,6 +19,7 @@ sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # 
 from posttrain.cli import opened, run_stage, share_list, truth  # noqa: E402
 from posttrain.config import Loaded  # noqa: E402
 from posttrain.data.catalogue import print_catalogue  # noqa: E402
+from posttrain.data.export_rows import export_prepared  # noqa: E402
 from posttrain.data.preview import plan_set, plan_tokenizer  # noqa: E402
 from posttrain.plan import Plan  # noqa: E402
 from posttrain.runs import AlreadyDone, open_run  # noqa: E402
@@ -38,14 +41,14 @@ def kinds_of(config: PrepareData) -> list[str]:
     """The sets to build: those asked for by `stage`; with `all`, those whose mix names a source."""
     if config.stage != "all":
         return [config.stage]
-    return [kind for kind in ("sft", "pref") if getattr(config, kind).mix]
+    return [kind for kind in ("sft", "pref", "text") if getattr(config, kind).mix]
 
 
 def plan(plan: Plan) -> None:
     """Sources found or pending, first records, sampling plan, outputs."""
     kinds = kinds_of(plan.config)
     if not kinds:
-        plan.faults.append("sft.mix and pref.mix are both empty: name at least one source (--list prints them)")
+        plan.faults.append("sft.mix, pref.mix and text.mix are empty: name at least one source (--list prints them)")
     plan_tokenizer(plan)
     for kind in kinds:
         plan_set(plan, kind)
@@ -58,12 +61,12 @@ def main(loaded: Loaded) -> None:
     config = loaded.config
     for kind in kinds_of(config):
         sources = resolved_sources(loaded, kind)
-        inputs = inputs_of(sources)
-        other = {"sft": "pref", "pref": "sft"}[kind]
+        inputs = inputs_of(config, sources)
+        others = tuple(f"{other}." for other in ("sft", "pref", "text") if other != kind)
         described = {s.key: s.entry.model_dump(mode="json") if s.entry else None for s in sources}
         try:
             run = open_run(config.output_dir, loaded, inputs, prefix=f"{kind}_", rebuild=True,
-                           ignore=("stage", f"{other}."), extra_identity={"catalogue": described})  # fmt: skip
+                           ignore=("stage", *others), extra_identity={"catalogue": described})  # fmt: skip
         except AlreadyDone as done:
             print(f"{kind}: {done}", flush=True)
             continue
@@ -74,4 +77,18 @@ if __name__ == "__main__":
     if "--list" in sys.argv:
         sys.argv.remove("--list")
         run_stage(PrepareData, lambda plan: None, print_catalogue, default_config="configs/data.yaml")
+    if "--why" in sys.argv:
+        from posttrain.data.why import tell
+
+        at = sys.argv.index("--why")
+        what = "".join(sys.argv[at + 1 : at + 2])
+        del sys.argv[at : at + 2]
+        run_stage(PrepareData, lambda plan: None, lambda loaded: print(tell(loaded, what)),
+                  default_config="configs/data.yaml")  # fmt: skip
+    if "--export" in sys.argv:
+        at = sys.argv.index("--export")
+        form = "".join(sys.argv[at + 1 : at + 2])
+        del sys.argv[at : at + 2]
+        run_stage(PrepareData, lambda plan: None, lambda loaded: export_prepared(loaded, form),
+                  default_config="configs/data.yaml")  # fmt: skip
     run_stage(PrepareData, plan, main, default_config="configs/data.yaml", description=__doc__, flags=FLAGS)

@@ -1,8 +1,11 @@
 """Files of every kind -> rows with their line numbers, and the files that cannot be read."""
 
+import bz2
+import datetime
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import zipfile
 
@@ -43,6 +46,7 @@ def as_table(delimiter):
     return "\n".join([delimiter.join(("instruction", "input", "output")), *quoted]).encode()
 
 
+HALVES = LINES[:70], LINES[70:]  # cut inside a line
 FILES = {
     "a.jsonl": LINES, "lines.json": LINES, "array.json": ARRAY, "bom.jsonl": b"\xef\xbb\xbf" + LINES,
     "bom.json": b"\xef\xbb\xbf" + ARRAY, "pretty.json": json.dumps(ROWS, ensure_ascii=False, indent=2).encode(),
@@ -51,7 +55,12 @@ FILES = {
     "blank.jsonl": LINES.replace(b"\n", b"\n\n"), "a.jsonl.gz": gzip.compress(LINES), "a.json.gz": gzip.compress(ARRAY),
     "a.jsonl.zst": zstandard.compress(LINES), "a.csv": as_table(","), "a.tsv": as_table("\t"),
     "bom.csv": b"\xef\xbb\xbf" + as_table(","), "a.csv.gz": gzip.compress(as_table(",")), "a.parquet": as_parquet,
-    "a.zip": as_zip, "a.tar.gz": as_tar,
+    "a.zip": as_zip, "a.tar.gz": as_tar, "a.jsonl.xz": lzma.compress(LINES), "a.json.bz2": bz2.compress(ARRAY),
+    "frames.jsonl.zst": b"".join(map(zstandard.compress, HALVES)),
+    "members.jsonl.gz": b"".join(map(gzip.compress, HALVES)),
+    "streams.jsonl.xz": b"".join(map(lzma.compress, HALVES)),
+    "streams.jsonl.bz2": b"".join(map(bz2.compress, HALVES)),
+    "bom.tsv.zst": zstandard.compress(b"\xef\xbb\xbf" + as_table("\t")), "lines.txt": LINES,
 }  # fmt: skip
 
 
@@ -95,7 +104,14 @@ def test_a_directory_is_read_in_order_without_notes(tmp_path):
     ("name", "content", "message"),
     [
         ("cut.jsonl.gz", gzip.compress(LINES * 2000)[:-20], r"cut.jsonl.gz: cut off or damaged after line \d+"),
-        ("cut.jsonl.zst", zstandard.compress(LINES * 50)[:60], "cut.jsonl.zst"),
+        ("cut.jsonl.zst", zstandard.compress(LINES * 50)[:60], "cut.jsonl.zst: cut off or damaged.*inside a zstd"),
+        ("cut2.jsonl.zst", zstandard.compress(LINES) + zstandard.compress(LINES)[:-4], "cut2.jsonl.zst: cut off"),
+        ("cut.jsonl.xz", lzma.compress(LINES * 50)[:-9], "cut.jsonl.xz: cut off or damaged"),
+        ("cut.jsonl.bz2", bz2.compress(LINES * 50)[:-9], "cut.jsonl.bz2: cut off or damaged"),
+        ("not.jsonl.xz", b"plain text", "not.jsonl.xz: cut off or damaged"),
+        ("empty.txt", b" \n\n", "empty.txt: holds no rows"),
+        ("gbk.txt", "一段中文".encode("gb18030"), "gbk.txt: after line 0: not UTF-8.*GB18030"),
+        ("wide.txt", "一段中文".encode("utf-16"), "wide.txt: is UTF-16"),
         ("not.jsonl.gz", b"plain text", "not.jsonl.gz: cut off or damaged"),
         ("page.json", b"<html><body>404</body></html>", "page.json:1: not JSON at all.*a web page"),
         ("pointer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
@@ -132,6 +148,62 @@ def test_one_broken_line_is_a_fault_with_its_number(tmp_path, line, reason):
     path.write_bytes(LINES + line + b"\n" + LINES)
     found = list(read_rows(path))
     assert len(found) == 7 and found[3][0] == 4 and found[3][1].reason == reason
+
+
+def rows_of(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(read_rows(path))
+
+
+def test_plain_text_files(tmp_path):
+    small = "\ufeff第一段。\r\n\r\n第二段。\n"
+    assert rows_of(tmp_path / "news/1.txt", small) == [(1, {"text": "第一段。\n\n第二段。", "folder": "news"})]
+    one = "字" * 50_000
+    large = f"{one}\n{one}\n\n \n标题\n{one}\n"
+    assert rows_of(tmp_path / "large.txt", large) == [(1, {"text": f"{one}\n{one}"}), (5, {"text": f"标题\n{one}"})]
+    lines = f"{one}\n{one}\n{one}"
+    assert rows_of(tmp_path / "lines.txt.gz", gzip.compress(lines.encode())) == [(n, {"text": one}) for n in (1, 2, 3)]
+    assert rows_of(tmp_path / "braces.txt", "{这不是 JSON}")[0][1]["text"] == "{这不是 JSON}"
+
+
+def test_tables_of_labels(tmp_path):
+    titles = "国足获胜\t1\n股市大涨\t0\n只有标题\n"
+    (tmp_path / "class.txt").write_text("finance\nsports\n")
+    found = rows_of(tmp_path / "dev.txt", titles.replace("只有标题\n", ""))
+    assert found[0] == (1, {"text": "国足获胜", "label": "1", "classes": ["finance", "sports"]})
+    assert data_files(tmp_path) == [tmp_path / "dev.txt"]
+    many = rows_of(tmp_path / "other/cnews.txt", "体育\t国足获胜\n" * 20 + "没有类别\n")
+    assert many[0] == (1, {"text": "国足获胜", "label": "体育"}) and many[20][1].reason == "wrong_cell_count"
+
+
+@pytest.mark.parametrize("filler", ["", "长" * 500_000])
+def test_one_object_that_holds_all_rows(tmp_path, filler):
+    """Also on one line of more than a MiB, which looks like the first line of JSON Lines."""
+    squad = {"version": "v1.0", "data": [{"title": filler, "paragraphs": []}, {"title": "二", "paragraphs": []}]}
+    webqa = {f"Q_{i}": {"question": f"问{i}" + filler, "evidences": {}} for i in range(2)}
+    assert [row["title"] for _, row in rows_of(tmp_path / "squad.json", json.dumps(squad))] == [filler, "二"]
+    found = rows_of(tmp_path / "webqa.json", json.dumps(webqa, ensure_ascii=False))
+    assert [row["question"][:2] for _, row in found] == ["问0", "问1"]
+    lines = [{"text": filler + str(i)} for i in range(3)]
+    found = rows_of(tmp_path / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
+    assert found == [(i + 1, row) for i, row in enumerate(lines)]
+
+
+def test_parquet_values_come_out_as_json_has_them(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"a": float("nan"), "b": datetime.date(2024, 5, 1), "c": {"d": [1.5, float("inf")]}, "e": b"x", "f": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "odd.parquet")
+    expected = {"a": None, "b": "2024-05-01", "c": {"d": [1.5, None]}, "e": "b'x'", "f": None}
+    assert list(read_rows(tmp_path / "odd.parquet")) == [(1, expected)]
+
+
+def test_notes_are_no_data(tmp_path):
+    for name in ("README.txt", "LICENSE.txt", "requirements.txt", "class.txt", "rows.txt"):
+        (tmp_path / name).write_text("一段话")
+    assert [path.name for path in data_files(tmp_path)] == ["rows.txt"]
 
 
 def test_nan_is_read_as_null(tmp_path):

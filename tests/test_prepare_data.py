@@ -9,9 +9,10 @@ import yaml
 import zstandard
 from conftest import ROOT, run_command, shared, write_rows
 
-from posttrain.data import clean, mix
-from posttrain.data.dedup import ExactDuplicates
+from posttrain.data import checks
+from posttrain.data.block import Task, write_training_text
 from posttrain.data.reading import Account
+from posttrain.data.shape import gathered
 from posttrain.errors import CheckFailed
 from posttrain.records import fault_in, read_jsonl
 from posttrain.stages import Rules
@@ -50,7 +51,8 @@ def written(tmp_path, kind):
 
 
 def dropped(tmp_path, kind):
-    raw = zstandard.ZstdDecompressor().stream_reader(open(tmp_path / f"proc/{kind}_dropped.jsonl.zst", "rb"))
+    packed = open(tmp_path / f"proc/{kind}_dropped.jsonl.zst", "rb")
+    raw = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
     return [json.loads(line) for line in io.TextIOWrapper(raw, encoding="utf-8")]
 
 
@@ -137,9 +139,11 @@ def test_card_and_manifest(built):
     for part in ("Apache-2.0 (unchecked)", "your own files", "too_short", "zh_safe", "trailing_user_turn_cut", "p95"):
         assert part in card
     manifest = json.loads((built / "proc/sft_manifest.json").read_text(encoding="utf-8"))
-    assert manifest["kind"] == "data" and set(manifest["inputs"]) == {"own/a.jsonl", "sharegpt_zh/rows.json"}
+    raw = {name for name in manifest["inputs"] if not name.startswith("rules/")}
+    assert manifest["kind"] == "data" and raw == {"own/a.jsonl", "sharegpt_zh/rows.json"}
     assert {Path(o["path"]).name for o in manifest["outputs"]} == {
-        "sft_train.jsonl", "sft_val.jsonl", "sft_test.jsonl", "sft_dropped.jsonl.zst", "sft_card.md"}  # fmt: skip
+        "sft_train.jsonl", "sft_val.jsonl", "sft_test.jsonl", "sft_dropped.jsonl.zst", "sft_card.md", "sft_README.md",
+        "sft_samples.json", "sft_croissant.json"}  # fmt: skip
     assert not list((built / "proc").glob(".*"))
 
 
@@ -160,15 +164,15 @@ def test_killed_in_the_middle_and_run_again(built, tmp_path):
     killer = (
         "import os, signal, sys; sys.argv = ['prepare_data', *sys.argv[1:]]\n"
         "from posttrain.data import pipeline\n"
-        "real = pipeline.clean\n"
-        "def clean(record, bounds, calls=[0]):\n"
-        "    calls[0] += 1\n"
-        "    if calls[0] == 200: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return real(record, bounds)\n"
-        "pipeline.clean = clean\n"
+        "real = pipeline.process\n"
+        "def process(block, task):\n"
+        "    if block.number == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(block, task)\n"
+        "pipeline.process = process\n"
         "import runpy; runpy.run_module('scripts.prepare_data', run_name='__main__')\n"
     )
-    args = ["--config", str(built / "data.yaml"), "--stage", "sft", "--set", f"output_dir={out}"]
+    args = ["--config", str(built / "data.yaml"), "--stage", "sft", "--set", f"output_dir={out}",
+            "--set", "workers=1", "--set", "block_mib=0.005"]  # fmt: skip
     assert run_command("-c", killer, *args).returncode == -9
     assert not (out / "sft_manifest.json").exists() and not list(out.glob("sft_*.jsonl*"))
     run = run_command("-m", "scripts.prepare_data", *args)
@@ -191,7 +195,8 @@ def test_command_line_spellings(built, tmp_path):
                   "--set", f"output_dir={tmp_path}/proc")  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = results(tmp_path, "sft")
-    assert {key: source["taken"] for key, source in found["mix"].items()} == {"own": 20, "sharegpt_zh": 30}
+    taken = {key: source["taken"] for key, source in found["mix"]["sources"].items()}
+    assert taken == {"own": 20, "sharegpt_zh": 30}
     saved = yaml.safe_load((tmp_path / "proc/sft_config.yaml").read_text(encoding="utf-8"))
     assert saved["rules"]["allow_english_fallback"] is False and saved["seed"] == 7
 
@@ -242,7 +247,7 @@ def test_real_sets(tmp_path):
     assert found["sources"]["hh_rlhf"]["dropped"] == {"differs_before_last_turn": 2, "empty_turn": 1}
     assert found["sources"]["ultrafeedback_binarized"]["dropped"]["equal_scores"] == 2
     # The bound of the catalogue (2048) holds for this set, and a value on the command line wins over it.
-    assert found["sources"]["dpo_en_zh_20k"]["dropped"] == {"exact_duplicate": 188, "too_long": 17}
+    assert found["sources"]["dpo_en_zh_20k"]["dropped"] == {"exact_duplicate": 189, "too_long": 15}
     run = prepare(path, "--stage", "pref", "--set", "rules.max_chars=100000")
     assert run.returncode == 0 and "too_long" not in results(tmp_path, "pref")["dropped"]
 
@@ -254,7 +259,7 @@ def test_dry_run_shows_and_writes_nothing(built):
     run = prepare(built / "data.yaml", "--dry-run", "--set", "output_dir=/nonexistent/proc")
     assert run.returncode == 0 and "would work" in run.stdout
     for part in ("own: 1 files", "305 rows, 305 records", "(layout alpaca; not in the catalogue", "raw:", "record:",
-                 "share 50.0%, quota 30000", "sft_train.jsonl"):  # fmt: skip
+                 "mix 0.5", "5 of 305 dropped", "sft_train.jsonl"):  # fmt: skip
         assert part in run.stdout
     assert not Path("/nonexistent").exists()
 
@@ -272,7 +277,8 @@ def test_default_config_is_pending_with_a_hub_and_a_fault_without(tmp_path):
 def test_120k_recipe_is_planned(tmp_path):
     recipe = ROOT / "configs/recipes/pref_120k.yaml"
     run = prepare(recipe, "--dry-run", "--set", f"raw_dir={tmp_path}", HF_HUB_OFFLINE="")
-    assert run.returncode == 0 and "at most 120000 records" in run.stdout and "coig_p: share 60.0%" in run.stdout
+    assert run.returncode == 0 and "at most 120000 records" in run.stdout
+    assert "the plan of the mix needs all sources" in run.stdout
 
 
 def test_list_prints_the_catalogue(tmp_path):
@@ -295,7 +301,7 @@ def test_list_prints_the_catalogue(tmp_path):
         (["--set", "split=[.nan, 1, 1]"], "split: the shares of train, val and test are finite"),
         (["--sft-mix", "own=0", "--stage", "sft"], "no source with a weight above 0"),
         (["--sft-mix", "own=x"], "expected source=weight"),
-        (["--stage", "both"], "stage: input should be 'all', 'sft' or 'pref' (got 'both')"),
+        (["--stage", "both"], "stage: input should be 'all', 'sft', 'pref' or 'text' (got 'both')"),
         (["--set", "rules.min_char=3"], "did you mean 'rules.min_chars'?"),
         (["--set", "catalogue=configs/sets.yaml"], "no such config file"),
         (["--set", "tokenizer=/nowhere", "--stage", "sft"], "tokenizer: /nowhere is not there, and no stage makes it"),
@@ -412,9 +418,10 @@ def test_a_catalogue_with_faults_names_them_all(tmp_path):
         assert part in run.stderr
 
 
-# ------------------------------------------------------------------ rules, duplicates, mix, split
+# ------------------------------------------------------------------ rules
 
 BOUNDS = Rules()
+TASK = Task("sft", Path(), [], "zh_safe", True, 0, (), (), None, 0.5, None)
 
 
 def chat(question, answer, **meta):
@@ -428,92 +435,36 @@ def pair(question, chosen, rejected):
     return {"id": "x", "source": "s", "prompt": asked, "chosen": better, "rejected": worse, "meta": {}}
 
 
+def fate(record, rules):
+    """The reason that the rules give for one record, or None."""
+    texts = gathered([record])
+    write_training_text(texts, TASK)
+    return (checks.check(texts, rules, checks.tools_for((), (), None, 0.5, None)).reasons[0] or (None,))[0]
+
+
 @pytest.mark.parametrize(
     ("record", "bounds", "reason"),
     [
         (chat("什么是水？", "水是液体。"), BOUNDS, None),
         (chat("水", "液体"), BOUNDS, "too_short"),
-        (chat("水" * 4, "液" * 4), BOUNDS, None),
-        (chat("水" * 96, "液" * 4001), BOUNDS, "too_long"),
-        (chat("水" * 96, "液" * 4000), BOUNDS, None),
+        (chat("水" * 3, "液" * 4), BOUNDS, None),
+        (chat("水" * 4, "液" * 4092), Rules(repetition="keep"), "too_long"),
+        (chat("水" * 4, "液" * 4091), Rules(repetition="keep"), None),
+        (chat("什么是水？", "是水" * 20), BOUNDS, "repetition"),
+        (chat("???!!!", "---===+++***~~~"), BOUNDS, "odd_symbols"),
         (chat("What is water?", "A liquid."), BOUNDS, None),
-        (chat("What is water?", "A liquid."), Rules(allow_english_fallback=False), "not_chinese"),
-        (chat("Что такое вода?", "Жидкость."), BOUNDS, "other_language"),
+        (chat("What is water?", "A liquid."), Rules(allow_english_fallback=False), "other_language"),
+        (chat("Что такое вода?", "Жидкость."), Rules(odd_symbols="keep"), "other_language"),
         (chat("12 + 30 = ?", "42!"), Rules(allow_english_fallback=False), None),
         (chat("中文一半 half half", "中文一半 half"), Rules(min_cn_ratio=0.6), "other_language"),
         (chat("什么是水，请回答", "\u200b\ufeff"), BOUNDS, "empty_turn"),
-        (pair("水" * 100, "液" * 3996, "好"), BOUNDS, None),
-        (pair("水" * 100, "好", "液" * 3997), BOUNDS, "too_long"),
+        (pair("水" * 100, "好", "液" * 3996), BOUNDS, "too_long"),
+        (pair("水" * 100, "好", "液" * 3995), BOUNDS, None),
         (pair("什么是水？请回答", "液体。", "液体。\u200b"), BOUNDS, "chosen_equals_rejected"),
     ],
 )
 def test_rules(record, bounds, reason):
-    assert clean.clean(record, bounds)[1] == reason
-
-
-def test_exact_duplicates():
-    seen = ExactDuplicates()
-    assert seen.first_like(chat("什么是水？", "液体，透明。")) is None
-    assert seen.first_like(chat("什么是水？", "液体，透明。")) == "什么是水？液体，透明。"
-    assert seen.first_like(chat("什么是水？", "气体。")) is None
-    assert seen.first_like(pair("什么是水？", "液体。", "不知道。")) is None
-    assert seen.first_like(pair("什么是水？", "液体。", "不清楚。")) is None
-    with_tools = chat("什么是水？", "气体。") | {"tools": [{"name": "f"}]}
-    assert seen.first_like(with_tools) is None
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (chat("2²+1等于几？", "请看x²"), chat("22+1等于几？", "请看x2")),
-        (chat("循环怎么写？", "for i in a:\n    f(i)\ng()"), chat("循环怎么写？", "for i in a:\n    f(i)\n    g()")),
-        (chat("大小写互换：ABC", "ABC→abc"), chat("大小写互换：abc", "abc→ABC")),
-        (pair("换成大写：a", "A", "a"), pair("换成大写：a", "a", "A")),
-    ],
-)
-def test_near_duplicates_are_other_records(one, other):
-    seen = ExactDuplicates()
-    assert seen.first_like(one) is None and seen.first_like(other) is None
-    assert seen.first_like(other) == other["id"]
-
-
-@pytest.mark.parametrize(
-    ("available", "weights", "room", "taken"),
-    [
-        ({"a": 100, "b": 100}, {"a": 0.4, "b": 0.6}, 50, {"a": 20, "b": 30}),
-        ({"a": 5, "b": 100}, {"a": 0.4, "b": 0.6}, 50, {"a": 5, "b": 45}),
-        ({"a": 5, "b": 6}, {"a": 0.4, "b": 0.6}, 50, {"a": 5, "b": 6}),
-        ({"a": 0, "b": 9}, {"a": 0.9, "b": 0.1}, 5, {"a": 0, "b": 5}),
-        ({"a": 100, "b": 100, "c": 100}, {"a": 1, "b": 1, "c": 1}, 100, {"a": 34, "b": 33, "c": 33}),
-        ({"a": 10, "b": 100, "c": 100}, {"a": 2, "b": 1, "c": 1}, 100, {"a": 10, "b": 45, "c": 45}),
-    ],
-)
-def test_quotas(available, weights, room, taken):
-    assert mix.quotas(available, weights, room) == taken
-
-
-def test_split_follows_the_shares_and_the_content_alone():
-    prompts = [mix.unit_hash(42, f"问题{i}") for i in range(20_000)]
-    sides, moved = mix.split(prompts, (0.8, 0.1, 0.1))
-    shares = [sum(side == name for side in sides.values()) / 20_000 for name in ALL_SIDES]
-    assert not moved and shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
-    fewer, _ = mix.split(prompts[:10_000], (0.8, 0.1, 0.1))
-    assert all(sides[prompt] == side for prompt, side in fewer.items())
-    assert mix.unit_hash(1, "问题") != mix.unit_hash(2, "问题")
-
-
-@pytest.mark.parametrize("count", range(1, 12))
-def test_split_of_a_few_prompts(count):
-    for seed in range(30):
-        sides, _ = mix.split([mix.unit_hash(seed, str(i)) for i in range(count)], (0.8, 0.1, 0.1))
-        assert len(set(sides.values())) == min(count, 3)
-        if count < 3:
-            assert "train" in sides.values()
-
-
-def test_a_share_of_zero_stays_empty():
-    sides, moved = mix.split([mix.unit_hash(0, str(i)) for i in range(50)], (0.9, 0.1, 0.0))
-    assert set(sides.values()) == {"train", "val"} and not moved
+    assert fate(record, bounds) == reason
 
 
 def test_accounts_that_do_not_add_up_fail():

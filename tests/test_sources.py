@@ -3,12 +3,16 @@
 import json
 
 import pytest
-from conftest import chats, pairs, shared, write_rows
+from conftest import ROOT, chats, pairs, shared, write_rows
 
+from posttrain.config import load_config
+from posttrain.data.catalogue import Entry, bounds, load_catalogue
+from posttrain.data.files import read_rows
 from posttrain.data.jsonfiles import Fault
 from posttrain.data.oasst import conversations, flat_messages
 from posttrain.data.sources import detect, read_training_file, to_records
 from posttrain.errors import UserFault
+from posttrain.stages import PrepareData
 
 Q, A, B = "什么是蒸发？", "液体变成气体。", "不知道。"
 USER = {"role": "user", "content": Q}
@@ -101,12 +105,28 @@ PAIRS = {
     "alpaca_eval": {"instruction": Q, "output_1": B, "output_2": A, "preference": 1.9},
     "helpsteer": {"prompt": Q, "response_1": A, "response_2": B, "preference_strength": -2},
     "ranked": {"instruction": Q, "input": "", "output": [A, "水汽。", B], "history": []},
+    "ranked with scores": {"prompt": Q, "answers": [{"text": "水汽。", "score": 2}, {"text": A, "score": 5},
+                                                    {"text": B, "score": 1}]},
+    "ranked with a list of scores": {"prompt": Q, "responses": [B, "水汽。", A], "scores": [0.1, 0.3, 0.9]},
+    "nectar": {"prompt": f"\n\nHuman: {Q}\n\nAssistant: ", "answers": [{"answer": B, "rank": 7.0},
+                                                                      {"answer": A, "rank": 1.0}]},
+    "ultrafeedback": {"instruction": Q, "models": [], "completions": [{"response": B, "overall_score": 3.5},
+                                                                      {"response": A, "overall_score": 8.0}]},
+    "summaries": {"info": {"id": "x", "post": Q, "title": None}, "summaries": [{"text": B}, {"text": A}], "choice": 1},
+    "webgpt": {"question": {"full_text": Q}, "answer_0": A, "answer_1": B, "score_0": 0.5, "score_1": -0.5},
+    "cvalues": {"prompt": Q, "pos_resp": A, "neg_resp": B},
+    "stack exchange": {"question": Q, "response_j": A, "response_k": B},
+    "swift": {"messages": [USER, GOOD], "rejected_response": B},
+    "swift lists": {"messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
+    "swift query": {"query": Q, "response": A, "rejected_response": B},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_pair_layouts(name):
     record = one(PAIRS[name], "pref")
+    if name == "summaries":
+        record["prompt"] = [{"role": "user", "content": record["prompt"][0]["content"].rpartition("\n")[2]}]
     assert (record["prompt"], record["chosen"], record["rejected"]) == ([USER], [GOOD], [BAD])
 
 
@@ -126,6 +146,119 @@ def test_shp_label_one_means_the_first():
     assert one(PAIRS["shp"] | {"labels": 0}, "pref")["chosen"] == [BAD]
 
 
+@pytest.mark.parametrize(("more", "kept"), [({"score_ratio": 2.0}, True), ({"score_ratio": 1.9}, False),
+                                            ({"score_A": 9, "score_B": 4}, True), ({"score_A": 9, "score_B": 5}, False),
+                                            ({"score_A": 9, "score_B": 0}, False), ({}, None)])  # fmt: skip
+def test_shp_score_ratio_and_post(more, kept):
+    options = {"min_score_ratio": 2.0, "max_pairs_per_post": 5}
+    found = one(PAIRS["shp"] | {"post_id": "abc"} | more, "pref", options=options)
+    if kept:
+        assert found["meta"] == {"post": "abc"}
+    else:
+        assert found.reason == ("missing_column" if kept is None else "score_ratio_too_low")
+    assert one(PAIRS["shp"] | {"post_id": "abc"}, "pref")["meta"] == {}
+
+
+def test_all_pairs_of_a_ranked_list_and_equal_scores():
+    answers = [{"text": text, "score": score} for text, score in (("一", 1), ("三", 3), ("二", 2), ("又三", 3))]
+    found = to_records({"prompt": Q, "answers": answers}, "test", "pref", options={"pairs": "all"})
+    couples = {(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in found if not isinstance(r, Fault)}
+    assert couples == {("三", "二"), ("三", "一"), ("又三", "二"), ("又三", "一"), ("二", "一")}
+    assert [r.reason for r in found if isinstance(r, Fault)] == ["equal_scores"]
+    assert len({r["id"] for r in found if not isinstance(r, Fault)}) == 5
+    tie = {"prompt": Q, "answers": [{"text": "一", "score": 1}, {"text": "二", "score": 1}]}
+    assert one(tie, "pref").reason == "equal_scores"
+    two = {"prompt": Q, "completions": [{"response": A, "overall_score": 1, "fine-grained_score": 4},
+                                        {"response": B, "overall_score": 2, "fine-grained_score": 3}]}  # fmt: skip
+    assert one(two, "pref")["chosen"] == [BAD]
+    assert one(two, "pref", options={"score": "fine-grained_score"})["chosen"] == [GOOD]
+    assert one(PAIRS["ranked"] | {"output": [A, A]}, "pref").reason == "chosen_equals_rejected"
+
+
+@pytest.mark.parametrize(("wish", "turns", "repairs"), [
+    ("keep", [SYSTEM, USER, GOOD], None), ("drop", [USER, GOOD], ["system_turn_dropped"]),
+    ("merge", [{"role": "user", "content": f"你是老师。\n\n{Q}"}, GOOD], ["system_turn_merged"])])  # fmt: skip
+def test_system_turns_as_asked(wish, turns, repairs):
+    options = {"system": wish}
+    record = one({"messages": [SYSTEM, USER, GOOD]}, "sft", options=options)
+    assert record["messages"] == turns and record["meta"].get("repairs") == repairs
+    pair = one(PAIRS["old dpo_en_zh"] | {"system": "你是老师。"}, "pref", options=options)
+    assert pair["prompt"] == turns[:-1]
+    late = one({"messages": [USER, SYSTEM, GOOD]}, "sft", options=options)
+    assert late.reason == "system_not_first" if wish == "keep" else late["messages"] == turns
+
+
+# ------------------------------------------------------------------ classification, reading, plain text
+
+
+def test_classification_chooses_from_the_list():
+    classes = ["finance", "sports"]
+    row = {"text": "国足昨晚获胜", "label": "1", "classes": classes}
+    asked, answer = one(row, "sft", options={"class_names": {"finance": "财经", "sports": "体育"}})["messages"]
+    assert answer["content"] == "体育" and "财经、体育" in asked["content"] and asked["content"].endswith("晚获胜")
+    assert one(row | {"label": "sports"}, "sft")["messages"][1]["content"] == "sports"
+    assert one(row | {"label": 2}, "sft").reason == "label_unknown"
+    assert one({"text": "文", "label": 0}, "sft").reason == "is_text_not_sft"
+    named = {"preferred": "classification"}
+    assert one({"text": "文", "label": 0}, "sft", **named).reason == "no_list_of_classes"
+    options = {"classes": ["体育", "娱乐"], "instruction": "分类 {classes}：{text}"}
+    found = one({"text": "正文 {classes}", "folder": "娱乐"}, "sft", options=options, **named)["messages"]
+    assert [turn["content"] for turn in found] == ["分类 体育、娱乐：正文 {classes}", "娱乐"]
+    titled = one({"title": "标题", "text": "正文", "label": "体育"}, "sft", options=options, **named)["messages"][0]
+    assert titled["content"].endswith("：标题\n正文")
+
+
+CONTEXT = "水受热变成水蒸气，叫作蒸发。"
+READING = {
+    "squad": {"title": "水", "paragraphs": [{"context": CONTEXT, "qas": [
+        {"question": Q, "id": "1", "answers": [{"text": A, "answer_start": 0}, {"text": B, "answer_start": 1}]}]}]},
+    "cmrc": {"context_id": "T", "context_text": CONTEXT, "qas": [{"query_text": Q, "query_id": "1", "answers": [A]}]},
+    "hub": {"id": "T", "context": CONTEXT, "question": Q, "answers": {"text": [A, B], "answer_start": [0, 1]}},
+    "webqa": {"question": Q, "evidences": {"1": {"answer": ["no_answer"], "evidence": "别的"},
+                                           "2": {"answer": [A], "evidence": CONTEXT}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READING)
+def test_reading_gives_context_question_and_first_answer(name):
+    assert detect(READING[name]) == "reading"
+    asked, answer = one(READING[name], "sft")["messages"]
+    assert answer == GOOD and CONTEXT in asked["content"] and asked["content"].endswith(Q)
+
+
+def test_each_question_is_a_record_or_a_fault():
+    asked = [{"question": Q, "answers": [A]}, {"question": Q, "answers": []}, {"question": "", "answers": [A]}, 5,
+             {"question": "还有呢？", "answers": [{"text": B}]}]  # fmt: skip
+    found = to_records({"context": CONTEXT, "qas": asked}, "test", "sft")
+    reasons = [item.reason if isinstance(item, Fault) else item["messages"][1]["content"] for item in found]
+    assert reasons == [A, "question_without_answer", "empty_turn", "missing_column", B]
+    assert found[0]["id"] != found[4]["id"]
+    assert one({"context": CONTEXT, "qas": []}, "sft").reason == "no_questions"
+
+
+@pytest.mark.parametrize("column", ["text", "content", "raw_content"])
+def test_plain_text(column):
+    record = one({column: "一段文字。", "title": "题", "url": None}, "text")
+    assert record["text"] == "一段文字。" and set(record) == {"id", "source", "text", "meta"}
+    assert record["id"] == one({"text": "一段文字。", "folder": "x"}, "text")["id"]
+    assert one({column: " "}, "text").reason == "empty_text" and one({column: 5}, "text").reason == "missing_column"
+    assert one(ALPACA | {"text": "整行"}, "text").reason == "is_sft_not_text"
+    assert one(ALPACA | {"text": "整行"}, "text", preferred="text")["text"] == "整行"
+
+
+@pytest.mark.parametrize(("name", "kind", "preferred", "count", "faults"), [
+    ("cmrc2018/squad_cmrc2018_trial.json", "sft", "reading", 1000, 2),  # two questions are empty
+    ("cmrc2018/flat_cmrc2018_trial.json", "sft", "reading", 391, 0),
+    ("thucnews/dev.txt", "sft", "classification", 10000, 0),
+    ("llamafactory_demo/c4_demo.jsonl", "text", "text", 121, 0),
+    ("llamafactory_demo/wiki_demo.txt", "text", "text", 7, 0)])  # fmt: skip
+def test_real_tasks(name, kind, preferred, count, faults):
+    rows = [row for _, row in read_rows(shared(f"data/{name}"))]
+    found = [item for row in rows for item in to_records(row, "real", kind, preferred)]
+    bad = [item for item in found if isinstance(item, Fault)]
+    assert (len(found) - len(bad), len(bad)) == (count, faults), bad[:3]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -138,6 +271,10 @@ def test_shp_label_one_means_the_first():
         ({"chosen": A, "rejected": B}, "missing_column"),
         (PAIRS["auto-j"] | {"label": 2}, "tie"),
         (PAIRS["auto-j"] | {"label": 7}, "label_unknown"),
+        (PAIRS["auto-j"] | {"label": "²"}, "label_unknown"),
+        (PAIRS["webgpt"] | {"score_1": 0.5}, "equal_scores"),
+        (PAIRS["ranked with scores"] | {"answers": [{"text": A, "score": "x"}] * 2}, "score_unknown"),
+        (PAIRS["summaries"] | {"summaries": [{"text": A}]}, "not_two_answers"),
         (PAIRS["alpaca_eval"] | {"preference": None}, "missing_column"),
         (PAIRS["ranked"] | {"output": [A]}, "one_answer_only"),
         ({"chosen": f"\n\nHuman: {Q}\n\nAssistant: 一\n\nHuman: 甲\n\nAssistant: 二",
@@ -276,6 +413,20 @@ def test_what_hangs_below_a_deleted_message():
     assert not paths and [faults[i].reason for i in range(3)] == ["deleted", below, below]
 
 
+def test_system_messages_of_a_tree():
+    rows = [said("s", None, "system"), said("q", "s", "prompter"), said("a", "q", "assistant", text=A),
+            said("s2", "a", "system"), said("q2", "s", "prompter")]  # fmt: skip
+    paths, faults = conversations(rows)
+    assert names(rows, paths) == [["s", "q", "a"]]
+    assert {rows[i]["message_id"]: fault.reason for i, fault in faults.items()} == {
+        "s2": "question_without_answer", "q2": "question_without_answer"}  # fmt: skip
+    tree = {"message_id": "s", "role": "system", "text": "你是老师。", "replies": [
+        {"message_id": "q", "role": "prompter", "text": Q, "replies": [
+            {"message_id": "a", "role": "assistant", "text": A, "replies": []}]}]}  # fmt: skip
+    assert one(tree, "sft")["messages"] == [SYSTEM, USER, GOOD]
+    assert one(tree, "sft", options={"system": "drop"})["messages"] == [USER, GOOD]
+
+
 def test_a_very_long_thread():
     rows = [said(i, i - 1 if i else None, "assistant" if i % 2 else "prompter") for i in range(6000)]
     paths, faults = conversations(rows)
@@ -313,6 +464,40 @@ def test_bad_rows_of_an_own_file(tmp_path):
         read_training_file(path, "sft", 0.01)
     records, reasons, faults = read_training_file(path, "sft", 0.5)
     assert len(records) == 3 and reasons == {"lone_surrogate": 1, "missing_column": 1} and len(faults) == 2
+
+
+# ------------------------------------------------------------------ the catalogue
+
+ASKED_FOR = """oasst1 coig coig_cqia coig_pc_core mxode_chinese_instruct belle alpaca_zh alpaca firefly sharegpt_zh
+    lima moss thucnews webqa cmrc2018 dpo_en_zh_20k coig_p ultrafeedback hh_rlhf saferlhf shp
+    summarize_from_feedback""".split()
+
+
+def test_catalogue_names_every_set_and_its_rules():
+    entries = load_catalogue(ROOT / "configs/datasets.yaml")
+    assert set(ASKED_FOR) <= entries.keys() and {e.kind for e in entries.values()} == {"sft", "pref", "text"}
+    assert all(entries[key].rules["safety_filter"] is False for key in ("hh_rlhf", "saferlhf"))
+    assert "dpo_en_zh_20k" in entries["coig_pc_core"].refuse["pref"]
+
+
+def test_rules_of_a_set_win_over_the_yaml_and_lose_to_the_command_line():
+    path, entry = ROOT / "configs/data.yaml", Entry(kind="sft", rules={"max_chars": 99, "refusal": "drop"})
+    own = bounds(load_config(PrepareData, path, []), entry)
+    assert (own.max_chars, own.refusal, own.min_chars) == (99, "drop", 8)
+    assert bounds(load_config(PrepareData, path, ["rules.max_chars=50"]), entry).max_chars == 50
+
+
+def test_faults_of_a_set_are_named(tmp_path):
+    catalogue = tmp_path / "sets.yaml"
+    catalogue.write_text("a: {kind: sft, rules: {min_char: 8, refusal: maybe}, options: {path: best}}\n"
+                         "b: {kind: pref, options: {pairs: some, min_score_ratio: 0.5}, rules: {min_jaccard: 0.7}}\n")
+    with pytest.raises(UserFault) as error:
+        load_catalogue(catalogue)
+    for part in ("6 faults", "a.rules.min_char: unknown key (got 8) -- did you mean 'min_chars'?",
+                 "a.rules.refusal: input should be 'keep', 'flag' or 'drop' (got 'maybe')",
+                 "a.options.path: unknown key (got 'best') -- did you mean 'paths'?", "b.options.pairs: input should",
+                 "b.options.min_score_ratio: input should be greater", "b.rules.min_jaccard: one value"):  # fmt: skip
+        assert part in str(error.value), str(error.value)
 
 
 # ------------------------------------------------------------------ real records

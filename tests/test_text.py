@@ -1,8 +1,22 @@
 """Key text, training text and the script of a text."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from posttrain.text import chinese_ratio, exact_text, han_count, has_lone_surrogate, key_text, language, training_text
+from posttrain.text import (
+    TOUCHED,
+    chinese_ratio,
+    exact_text,
+    fenced,
+    folded_text,
+    han_count,
+    has_lone_surrogate,
+    key_text,
+    language,
+    touched,
+    training_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +80,30 @@ def test_training_text_leaves_code_and_indentation():
     assert training_text(text) == text
 
 
-def test_training_text_is_stable():
-    text = "　Ａ  b\n\n\n\n```\nc  d\n```\n\t e  f \x00"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "　Ａ  b\n\n\n\n```\nc  d\n```\n\t e  f \x00",
+        "e\u200b\u0301 ｅ\u0301",  # to be composed only once something is dropped or folded
+        "甲\n\u3000```\na  b\n```",  # a fence behind wide spaces is one at once, not at the second time
+        "甲\n\xa0\xa0\xa0\xa0```\na  b",
+        " \t```\na  b",
+        "\u1680```\na  b",
+    ],
+)
+def test_training_text_is_stable(text):
     assert training_text(training_text(text)) == training_text(text)
+
+
+@settings(max_examples=800, deadline=None)
+@given(st.text(st.sampled_from("a中Ｚ 　\t\n\r\xa0\u1680\u2003`~\u200b\u200d\u0301e😀\x00\ud800"), max_size=30))
+def test_training_text_of_any_text(text):
+    once = training_text(text)
+    assert training_text(once) == once
+    if "\u0301" not in text:  # behind a dropped character it is composed in the training text, not in the folded one
+        assert key_text(once) == key_text(text) and folded_text(folded_text(text)) == folded_text(text)
+    assert touched(text) == (TOUCHED.search(text) is not None) and (touched(text) or once == text)
+    assert "".join(piece for _, piece in fenced(text)) == text
 
 
 @pytest.mark.parametrize("char", "\u4e00 \u3400 \U00020000 \U0002a700 \U00030000 \U00031350 \uf900 〇".split())

@@ -15,6 +15,7 @@ from posttrain.data.turns import (
     from_json,
     joined_question,
     messages,
+    system_turn,
     text_in,
     tools_of,
     with_reasoning,
@@ -23,12 +24,17 @@ from posttrain.data.turns import (
 QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
 ANSWERS = ("output", "response", "completion", "answer", "target", "std_answer", "solution")
 CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+_MORE_COLUMNS = frozenset(("system", "system_prompt", "history", "context", "reasoning", "reasoning_content",
+                           "thinking", "tools", "functions"))  # fmt: skip
 _MOSS_MARK = re.compile(r"^\s*<\|[A-Za-z ]+\|>:\s*|\s*<eo[a-z]>\s*$")
 
 
 def first_of(row: dict, names: tuple[str, ...]) -> str | None:
     """The first of these columns that the row has and that is not null."""
-    return next((name for name in names if row.get(name) is not None), None)
+    for name in names:
+        if row.get(name) is not None:
+            return name
+    return None
 
 
 def turns(question: list[dict] | str, answer: str) -> list[dict]:
@@ -57,6 +63,10 @@ def question_turns(row: dict) -> list[dict]:
 def alpaca(row: dict, options: dict) -> list[dict]:
     """instruction, input, output, with system and history; prompt/completion, prompt/response, question/answer and the
     like. A `reasoning` column goes before the answer between think tags."""
+    asked, answer = row.get("instruction"), row.get("output")
+    if type(asked) is str and type(answer) is str and _MORE_COLUMNS.isdisjoint(row):  # the plain case, for speed
+        return [{"messages": [{"role": "user", "content": joined_question(asked, row.get("input"))},
+                              {"role": "assistant", "content": answer}]}]  # fmt: skip
     name = first_of(row, ANSWERS if first_of(row, QUESTIONS) != "input" else ANSWERS[1:] + ANSWERS[:1])
     if name is None:
         raise Unusable("missing_column", f"no answer: none of {', '.join(ANSWERS)} in {sorted(map(str, row))}")
@@ -76,7 +86,7 @@ def chat(row: dict, options: dict) -> list[dict]:
     if not found:
         raise Unusable("no_turns", f"{name} is {excerpt(row.get(name))}")
     if found[0]["role"] != "system":
-        found = [t for t in earlier_turns(row | {"history": None}) if t["role"] == "system"] + found
+        found = system_turn(row) + found
     # COIG and some ShareGPT dumps: an instruction that stands over the whole chat
     if isinstance(row.get("instruction"), str) and row["instruction"].strip() and found[0]["role"] == "user":
         found[0]["content"] = joined_question(row["instruction"], found[0]["content"])

@@ -1,20 +1,24 @@
 """
 Files: any published file -> its rows, one at a time, each with its line number.
 
-JSON Lines under any name, JSON arrays, single or concatenated JSON values, CSV, TSV, parquet; plain, .gz, .zst, .zip
-with one file inside, .tar.gz with a JSON value per file. A row that is not JSON is handed on as a Fault; a file that
-cannot be read at all (cut off, another format) raises UserFault with its name and the line.
+JSON Lines under any name, JSON arrays, single or concatenated JSON values, CSV, TSV, parquet, text (textfiles.py);
+plain, .gz, .bz2, .xz, .zst (also of several members or frames), .zip with one file inside, .tar (packed or not) with
+a JSON value per file. A row that is not JSON is handed on as a Fault; a file that cannot be read at all (cut off,
+another format) raises UserFault with its name and the line.
 """
 
+import bz2
 import codecs
 import csv
 import gzip
 import io
-import json
+import lzma
+import math
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,13 +27,17 @@ import zstandard
 
 from posttrain.config import shown
 from posttrain.data.jsonfiles import HEAD_BYTES, Fault, NotJson, layout_of, line_rows, parse_json, value_rows
+from posttrain.data.textfiles import CLASSES, layout_of_text, text_rows
 from posttrain.errors import UserFault
 
-JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines")
-DATA_SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".parquet")
-PACKED_SUFFIXES = (".gz", ".zst", ".zip")
-NOT_DATA = ("SOURCE.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, zipfile.BadZipFile, tarfile.TarError)
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".jl")
+DATA_SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".parquet", ".txt")
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
+NOT_DATA = ("SOURCE.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", CLASSES)
+NOTES = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # names of .txt notes
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile, tarfile.TarError)
+ZST_BYTES = 16 << 10
 
 
 def data_files(directory: Path, patterns: list[str] = ()) -> list[Path]:
@@ -47,7 +55,10 @@ def is_data(path: Path) -> bool:
     """Whether a file holds rows, by its name."""
     if any(part.startswith(".") for part in path.parts) or path.name in NOT_DATA:
         return False
-    return inner_suffix(path) in DATA_SUFFIXES or is_tar(path) or path.suffix == ".zip"
+    suffix = inner_suffix(path)
+    if suffix == ".txt" and path.name.lower().startswith(NOTES):
+        return False
+    return suffix in DATA_SUFFIXES or is_tar(path) or path.suffix.lower() == ".zip"
 
 
 def inner_suffix(path: Path) -> str:
@@ -56,30 +67,37 @@ def inner_suffix(path: Path) -> str:
 
 
 def is_tar(path: Path) -> bool:
-    return path.name.lower().endswith((".tar.gz", ".tgz", ".tar"))
+    return path.name.lower().endswith(TAR_SUFFIXES)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, row | Fault) of every row. In a parquet file or an archive the number is the row's.
+    """(line number from 1, row | Fault) of every row. In a parquet file or a tar archive the number is the row's.
 
     Raises UserFault with file and line if the file is damaged, empty, or not what its name says.
     """
-    line = 0
+    with reading(path) as place:
+        for place[0], row in _rows(path):  # noqa: B007 (the number is for the message)
+            yield place[0], row
+    if place[0] == 0:
+        raise UserFault(f"{shown(path)}: holds no rows; get the file again, or remove it")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[list[int]]:
+    """Turns what can go wrong inside a file into a UserFault that names it. Gives [line], to be kept up to date."""
+    place = [0]
     try:
-        for line, row in _rows(path):
-            yield line, row
+        yield place
     except NotJson as error:
         raise UserFault(f"{shown(path)}:{error.line}: {error}") from None
     except UnicodeDecodeError as error:
         hint = _encoding_hint(path)
-        raise UserFault(f"{shown(path)}: after line {line}: not UTF-8 ({error.reason}){hint}") from None
+        raise UserFault(f"{shown(path)}: after line {place[0]}: not UTF-8 ({error.reason}){hint}") from None
     except csv.Error as error:
-        raise UserFault(f"{shown(path)}: after line {line}: not readable as CSV: {error}") from None
+        raise UserFault(f"{shown(path)}: after line {place[0]}: not readable as CSV: {error}") from None
     except DAMAGED as error:
-        raise UserFault(f"{shown(path)}: cut off or damaged after line {line} ({error or type(error).__name__}); "
+        raise UserFault(f"{shown(path)}: cut off or damaged after line {place[0]} ({error or type(error).__name__}); "
                         "get the file again") from None  # fmt: skip
-    if line == 0:
-        raise UserFault(f"{shown(path)}: holds no rows; get the file again, or remove it")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -90,16 +108,20 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         return _parquet_rows(path)
     if suffix in (".csv", ".tsv"):
         return _table_rows(path, "\t" if suffix == ".tsv" else ",")
-    return _json_rows(path)
+    return _txt_rows(path) if suffix == ".txt" else _json_rows(path)
 
 
 def open_plain(path: Path) -> BinaryIO:
     """The uncompressed bytes of a file."""
     suffix = path.suffix.lower()
-    if suffix == ".gz":
+    if suffix in (".gz", ".tgz"):
         return gzip.open(path, "rb")
+    if suffix == ".bz2":
+        return bz2.open(path, "rb")
+    if suffix == ".xz":
+        return lzma.open(path, "rb")
     if suffix == ".zst":
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), closefd=True))
+        return io.BufferedReader(_ZstFrames(path), 1 << 17)
     if suffix == ".zip":
         archive = zipfile.ZipFile(path)
         names = [n for n in archive.namelist() if is_data(Path(n)) and not n.startswith("__MACOSX")]
@@ -109,27 +131,85 @@ def open_plain(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    with open_plain(path) as stream:
-        head = stream.read(HEAD_BYTES)
-    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise UserFault(f"{shown(path)}: is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
-    head = head.removeprefix(codecs.BOM_UTF8)
+def json_layout(path: Path) -> str | None:
+    """`lines` or `values` of a JSON file (jsonfiles.layout_of), None of an empty file and of one of another kind."""
+    if is_tar(path) or inner_suffix(path) not in JSON_SUFFIXES and path.suffix.lower() != ".zip":
+        return None
+    with reading(path):
+        return _json_layout(_head(path))
+
+
+def _json_layout(head: bytes) -> str | None:
     if not head.strip():
-        return
+        return None
     layout = layout_of(head)
     if layout is None:
         raise NotJson(1, f"not JSON at all: it begins with {head.lstrip()[:60].decode('utf-8', 'replace')!r}"
                        f"{_pointer_hint(head)}")  # fmt: skip
+    return layout
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, without the mark of UTF-8. UserFault if it is UTF-16."""
     with open_plain(path) as stream:
-        yield from line_rows(stream) if layout == "lines" else value_rows(stream)
+        head = stream.read(HEAD_BYTES)
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UserFault(f"{shown(path)}: is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
+    return head.removeprefix(codecs.BOM_UTF8)
+
+
+class _ZstFrames(io.RawIOBase):
+    """Every frame of a .zst file, one after the other. EOFError if the last one is cut off: zstandard's own reader
+    stops after the first frame unless told otherwise, and takes a cut for the end."""
+
+    def __init__(self, path: Path):
+        self.file, self.frame = open(path, "rb"), None
+        self.packed, self.plain, self.at = b"", b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while self.at >= len(self.plain):
+            self.packed = self.packed or self.file.read(ZST_BYTES)
+            if not self.packed:
+                if self.frame is not None:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.plain, self.at, self.packed = self.frame.decompress(self.packed), 0, b""
+            if self.frame.eof:
+                self.packed, self.frame = self.frame.unused_data, None
+        part = self.plain[self.at : self.at + len(buffer)]
+        buffer[: len(part)] = part
+        self.at += len(part)
+        return len(part)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if layout := _json_layout(_head(path)):
+        with open_plain(path) as stream:
+            yield from line_rows(stream) if layout == "lines" else value_rows(stream)
+
+
+def _txt_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Plain text; or JSON Lines, where a .txt file begins like that."""
+    head = _head(path)
+    if not head.strip():
+        return
+    is_json = head.lstrip()[:1] in b"{[" and layout_of(head) == "lines"
+    with open_plain(path) as stream:
+        yield from line_rows(stream) if is_json else text_rows(stream, layout_of_text(head), path)
 
 
 def _tar_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """One row per .json file of a tar archive, read in its own order; the number counts them."""
     number = 0
-    packed = path.suffix.lower() in (".gz", ".tgz")
-    with gzip.open(path) if packed else open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+    with open_plain(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
             if member.isfile() and member.name.endswith(".json"):
                 number += 1
@@ -161,12 +241,37 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     source = path if path.suffix.lower() == ".parquet" else io.BytesIO(open_plain(path).read())
     number = 0
     try:
-        for batch in parquet.ParquetFile(source).iter_batches(batch_size=1024):
+        table = parquet.ParquetFile(source)
+        plain = all(_is_plain(field.type) for field in table.schema_arrow)
+        for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
-                yield number, parse_json(json.dumps(row, default=str, ensure_ascii=False))  # dates become text
+                yield number, row if plain else as_json(row)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserFault(f"{shown(path)}: after row {number}: not a readable parquet file: {error}") from None
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether values of an Arrow type come out as JSON has them: no dates, bytes, decimals, maps, or NaN."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return all(_is_plain(field.type) for field in kind)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _is_plain(kind.value_type)
+    return any(is_it(kind) for is_it in (types.is_string, types.is_large_string, types.is_integer, types.is_boolean,
+                                         types.is_null))  # fmt: skip
+
+
+def as_json(value: Any) -> Any:
+    """Dates and the like as text, NaN and infinities as null."""
+    if isinstance(value, dict):
+        return {str(key): as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def count_rows(path: Path) -> int | None:

@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+import orjson
+
 HEAD_BYTES = 1 << 20
 TEXT_BLOCK = 1 << 18
 
@@ -30,9 +32,13 @@ class NotJson(Exception):
         self.line = line
 
 
-
 def parse_json(text: str | bytes) -> Any:
-    """One JSON value, or a Fault. NaN and Infinity, which JSON does not have, are read as null."""
+    """One JSON value, or a Fault. NaN and Infinity, which JSON does not have, are read as null; of a key that is given
+    twice the last value counts."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:  # also NaN, lone surrogates, deep nesting: what json reads, or says better
+        pass
     try:
         return json.loads(text, parse_constant=lambda _: None)
     except UnicodeDecodeError as error:
@@ -54,13 +60,14 @@ def layout_of(head: bytes) -> str | None:
         return "lines" if stands_alone[0] and len(lines) > 1 else "values"
     if first == b"{" and len(lines) == 1 and len(head) < HEAD_BYTES:
         return "values"
-    if first == b"{":
-        return "lines" if any(stands_alone[:2]) or len(head) >= HEAD_BYTES and len(lines) == 1 else "values"
+    if first == b"{":  # a head that is one cut line may be a single large value (SQuAD, WebQA) as well as JSON Lines
+        return "lines" if any(stands_alone[:2]) and (len(lines) > 1 or len(head) < HEAD_BYTES) else "values"
     return "lines" if any(stands_alone) else None
 
 
-def line_rows(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(stream, 1):
+def line_rows(stream: BinaryIO, first: int = 1) -> Iterator[tuple[int, Any]]:
+    """(line number, row | Fault) of JSON Lines; `first` is the number of the stream's first line."""
+    for number, line in enumerate(stream, first):
         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if line.strip():
             row = parse_json(line)
@@ -70,13 +77,15 @@ def line_rows(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 
 def value_rows(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """Rows of a JSON array, or of JSON values one after the other. An object with a list under `data` is unfolded.
+    """Rows of a JSON array, or of JSON values one after the other. An object with a list under `data` is unfolded, and
+    one that holds questions by their ids (WebQA).
 
     An array of turns (smilechat) or of strings is one conversation, hence one row.
     """
     for line, value in _values(stream):
         if isinstance(value, dict):
             lists = [value[key] for key in ("data", "rows", "train", "examples") if _is_row_list(value.get(key))]
+            lists += [list(value.values())] if _is_keyed(value) else []
             for row in lists[0] if lists else [value]:
                 yield line, row
         else:
@@ -85,6 +94,11 @@ def value_rows(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 def _is_row_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _is_keyed(value: dict) -> bool:
+    return bool(value) and all(isinstance(one, dict) and {"question", "evidences"} <= one.keys()
+                               for one in value.values())  # fmt: skip
 
 
 def _is_turn(value: Any) -> bool:

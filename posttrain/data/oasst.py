@@ -55,7 +55,7 @@ def fault_of(row: Any) -> Fault | None:
     if not isinstance(row.get("text"), str):
         return Fault("content_is_not_text", f"text is {excerpt(row.get('text'))}")
     role = row.get("role")
-    if not isinstance(role, str) or ROLE_OF.get(role.lower()) not in ("user", "assistant"):
+    if not isinstance(role, str) or ROLE_OF.get(role.lower()) not in ("user", "assistant", "system"):
         return Fault("unknown_role", f"role is {excerpt(role)}")
     if row.get("deleted"):
         return Fault("deleted", "the message is marked as deleted")
@@ -70,12 +70,13 @@ def conversations(rows: list[Any], paths: str = "best") -> tuple[list[list[int]]
     """Group messages into conversations.
 
     rows: messages in file order. paths: `best` follows the best-ranked answer to every question (rank 0 is best, no
-    rank comes last), `all` follows every answer; either way every follow-up question is followed, and a conversation
-    ends at its last answer. Returns conversations as lists of indices into `rows`, and the fault of each message that
-    is in none.
+    rank comes last), `all` follows every answer; either way every follow-up question and whatever hangs below a system
+    message is followed, and a conversation ends at its last answer. Returns conversations as lists of indices into
+    `rows`, and the fault of each message that is in none.
     """
     trees = _Trees(rows)
-    ends = [end for root in trees.roots for end in trees.walk(root, paths)]
+    walked = (end for root in trees.roots for end in trees.walk(root, paths))
+    ends = [answer for end in walked if (answer := trees.last_answer(end)) is not None]
     # A conversation that ends at an answer which another one continues is part of that one.
     found = {end: trees.path_to(end) for end in dict.fromkeys(ends)}
     inner = {index for path in found.values() for index in path[:-1]}
@@ -119,20 +120,31 @@ class _Trees:
             for reply in self.replies.get(node, []):
                 if reply in self.faults:
                     self.drop_below(reply, Fault("below_dropped_message", f"above it: {self.faults[reply].reason}"))
-            if ROLE_OF[self.rows[node]["role"].lower()] == "assistant":
+            role = self.role(node)
+            if role == "assistant":
                 ends += [] if usable else [node]
                 waiting += reversed(usable)
                 continue
             usable.sort(key=lambda r: (rank(self.rows[r]), r))
-            followed = usable if paths == "all" else usable[:1]
+            followed = usable if paths == "all" or role == "system" else usable[:1]
             for reply in usable[len(followed) :]:
                 self.faults[reply] = Fault("lower_ranked_answer", "another answer to the same question ranks higher")
                 self.drop_below(reply, self.faults[reply])
             waiting += reversed(followed)
-            if not followed:
-                self.faults[node] = Fault("question_without_answer", "no usable answer replies to it")
-                ends += [self.parent[node]] if node in self.parent else []
+            ends += [] if followed else [node]
         return ends
+
+    def role(self, index: int) -> str:
+        return ROLE_OF[self.rows[index]["role"].lower()]
+
+    def last_answer(self, end: int) -> int | None:
+        """The last answer on the way to a message; the questions after it are left without one."""
+        while self.role(end) != "assistant":
+            self.faults[end] = Fault("question_without_answer", "no usable answer replies to it")
+            if end not in self.parent:
+                return None
+            end = self.parent[end]
+        return end
 
     def drop_below(self, top: int, fault: Fault) -> None:
         """Give every message below `top` this fault, unless it has one of its own."""

@@ -1,215 +1,222 @@
 """
-The data stage: raw files -> data_proc/{sft,pref}_{train,val,test}.jsonl, and the account of every row.
+The data stage: raw files -> data_proc/{sft,pref,text}_{train,val,test}.jsonl, and the account of every row.
 
-Records are cleaned one at a time and laid aside in a file; in memory remain 26 bytes of each and the digest that finds
-duplicates. Quotas and split are decided at the end and the chosen records written in an order that follows from the
-seed, so that the head of a file is a fair sample of it.
+Two passes over blocks. The map (block.process) cleans each block into a part, on any number of workers; parts that are
+whole are not made again after an interruption. The reduce decides from the parts' columns what is a duplicate, what is
+taken and on which side it stands (reduce.py, mix.py, split.py), and copies the lines.
 """
 
+import hashlib
 import json
-import os
-from array import array
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import zstandard
+import numpy as np
 from tqdm import tqdm
 
-from posttrain.config import Loaded, shown
-from posttrain.data.card import Statistics, write_card
+from posttrain.config import ROOT, Loaded, shown
+from posttrain.data import benchmarks, decontaminate
+from posttrain.data.block import FLAGS, Task, process
+from posttrain.data.blocks import Block, blocks_of
+from posttrain.data.card import load_tokenizer, write_cards
 from posttrain.data.catalogue import Source, load_catalogue, sources_of
-from posttrain.data.clean import clean
-from posttrain.data.dedup import ExactDuplicates
+from posttrain.data.executor import Map, workers
 from posttrain.data.hub import download_source
-from posttrain.data.jsonfiles import Fault
-from posttrain.data.mix import SIDES, prompt_hash, quotas, split, unit_hash
-from posttrain.data.reading import Account, items_of
+from posttrain.data.measures import changed_rules
+from posttrain.data.mix import Columns, MixedBucketSampler, lines
+from posttrain.data.reading import Account, Tally
+from posttrain.data.reduce import REASONS, Fates, Parts, conflicts, decide
+from posttrain.data.split import SIDES, Split, split
+from posttrain.data.writing import Samples, ids_of, numbers_of, write_dropped, write_sides
 from posttrain.errors import UserFault
-from posttrain.records import write_jsonl
 from posttrain.runs import Run, describe_file
 from posttrain.stages import PrepareData
 
-TEXT_FORM = "zh_safe"
-
-
-class DroppedFile:
-    """{sft,pref}_dropped.jsonl.zst: a line per dropped row or record, counted in its source's account. In place under
-    its name only when kept as a whole."""
-
-    def __init__(self, path: Path, accounts: dict[str, Account], statistics: Statistics):
-        self.path, self.part = path, path.with_name(f".{path.name}.part")
-        self.accounts, self.statistics = accounts, statistics
-
-    def __enter__(self):
-        self.file = open(self.part, "wb")
-        self.out = zstandard.ZstdCompressor(level=3).stream_writer(self.file)
-        return self
-
-    def write(self, reason: str, detail: str, source: str, file: str, line: int, record: Any) -> None:
-        self.accounts[source].dropped[reason] += 1
-        self.statistics.saw_dropped(reason, detail, source, f"{file}:{line}", record)
-        entry = {"reason": reason, "detail": detail, "source": source, "file": file, "line": line, "record": record}
-        # A lone surrogate cannot be encoded; written as \udXXX it is the JSON escape that it came from.
-        self.out.write((json.dumps(entry, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace"))
-
-    def keep(self) -> None:
-        self.out.close()
-        os.replace(self.part, self.path)
-
-    def __exit__(self, *error) -> None:
-        self.file.close()
-        self.part.unlink(missing_ok=True)
-
-
-class LaidAside:
-    """Cleaned records on disk, with what quota and split need of each in memory. The file goes with the block."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.source, self.order, self.prompt, self.offset = array("H"), array("Q"), array("Q"), array("Q")
-
-    def __enter__(self):
-        self.file = open(self.path, "w+b")
-        return self
-
-    def add(self, record: dict, source: int, seed: int) -> None:
-        self.source.append(source)
-        self.order.append(unit_hash(seed, record["id"]))
-        self.prompt.append(prompt_hash(record, seed))
-        self.offset.append(self.file.tell())
-        self.file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-
-    def read(self, number: int) -> dict:
-        self.file.seek(self.offset[number])
-        return json.loads(self.file.readline())
-
-    def __exit__(self, *error) -> None:
-        self.file.close()
-        self.path.unlink(missing_ok=True)
-
-
-# ------------------------------------------------------------------ the stage
+FORMAT = 1  # of the parts: another number makes them anew
 
 
 def build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: dict) -> dict:
-    """Make one of the two sets from its sources, whose files are there. Returns the manifest."""
-    config, directory, prefix = loaded.config, run.dir, f"{kind}_"
+    """Make one of the sets from its sources, whose files are there. Returns the manifest."""
+    config = loaded.config
+    work = work_directory(run, kind)
     accounts = {source.key: Account() for source in sources}
-    statistics = Statistics(config.tokenizer)
-    max_samples = getattr(config, kind).max_samples
-    with (
-        DroppedFile(directory / f"{prefix}dropped.jsonl.zst", accounts, statistics) as dropped,
-        LaidAside(directory / f".{prefix}clean.jsonl.part") as aside,
-    ):
-        gather(kind, sources, accounts, config, dropped, aside)
-        taken = choose(aside, sources, accounts, max_samples)
-        for number in sorted(set(range(len(aside.order))) - taken):
-            record = aside.read(number)
-            place = (record["source"], record["meta"]["file"], record["meta"]["line"])
-            dropped.write("quota", "more records than the mix has room for", *place, record)
-        for key, account in accounts.items():
-            account.check(key)
-        if not taken:
-            raise UserFault(nothing_left(kind, accounts))
-        sides, moved = split(sorted({aside.prompt[n] for n in taken}), config.split)
-        outputs, splits = write_sides(aside, taken, sides, directory, prefix, statistics)
-        dropped.keep()
+    task = task_of(config, kind, sources, work)
+    with workers(config.executor, config.workers, config.ray_address) as mapped:
+        summaries = map_blocks(task, config, accounts, mapped)
+        parts = Parts(work, summaries)
+        fates, cluster = decide(parts, sources, mapped)
+    plan, sides = choose(parts, fates, cluster, config, kind, sources)
+    count(fates, sides, accounts, sources)
+    if not any(account.kept for account in accounts.values()):
+        shutil.rmtree(work)
+        raise UserFault(nothing_left(kind, accounts))
+    sampler, columns, taken, plan = plan
+    samples = Samples(summaries)
+    dropped = write_dropped(run.dir / f"{kind}_dropped.jsonl.zst", task, summaries, parts, fates, samples)
+    outputs = write_sides(run.dir, kind, parts, fates, sides, sampler, columns, taken, samples)
     results = {
-        "kind": kind, "text_form": TEXT_FORM, **totals(accounts), "prompts": len(sides), "splits": splits,
-        "prompts_moved_to_fill_a_side": len(moved), "sources": {k: a.as_json() for k, a in accounts.items()},
-        "mix": mix_table(sources, accounts, max_samples), **statistics.as_json(),
+        "kind": kind, "text_form": config.text_form, **totals(accounts), "units": sides.units,
+        "splits": dict(zip(SIDES, sides.counts, strict=True)),
+        "moved_to_fill_a_side": ids_of(parts, np.flatnonzero(sides.moved & taken)),
+        "moved_with_their_cluster": ids_of(parts, np.flatnonzero(sides.joined & taken)),
+        "conflicts": conflicts(parts, np.flatnonzero(fates.reason != REASONS.index("exact_duplicate")), kind),
+        "sources": {key: account.as_json() for key, account in accounts.items()}, "mix": plan,
+        "rules": changed_rules(sources, config), **numbers_of(parts.columns[taken], sources, config),
     }  # fmt: skip
-    card = write_card(directory / f"{prefix}card.md", loaded, kind, sources, results, statistics)
-    manifest = run.finish("data", inputs, [*outputs, dropped.path, card], results=results)
-    print(summary(kind, results, directory), flush=True)
+    cards = write_cards(run.dir, kind, loaded, sources, results, samples, lines(plan), inputs)
+    manifest = run.finish("data", inputs, [*outputs, dropped, *cards], results=results)
+    print(summary(kind, results, run.dir), flush=True)
+    shutil.rmtree(work)
     return manifest
 
 
-def gather(kind: str, sources: list[Source], accounts: dict[str, Account], config: PrepareData, dropped: DroppedFile,
-           aside: LaidAside) -> None:  # fmt: skip
-    """Read and clean every source: what is clean and new is laid aside, everything else is dropped with its reason."""
-    duplicates = ExactDuplicates()
+def work_directory(run: Run, kind: str) -> Path:
+    """Where the parts of this set lie until it is complete. Named by what it is made of, so that an interrupted run
+    goes on only with parts that are its own; those of other runs are removed."""
+    config = run.loaded.config
+    identity = json.dumps([run.identity, config.block_mib, FORMAT], sort_keys=True)
+    work = run.dir / f".{kind}_work-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    for other in run.dir.glob(f".{kind}_work-*"):
+        if other != work:
+            shutil.rmtree(other)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def task_of(config: PrepareData, kind: str, sources: list[Source], work: Path) -> Task:
+    """What every block needs, written where every worker finds it."""
+    index = None
+    if any(source.rules.contaminated != "keep" for source in sources) and (paths := benchmark_paths(config)):
+        index = work / "benchmarks"
+        built = decontaminate.build(paths)
+        decontaminate.save(built, index)
+        print(f"{kind}: checked against {len(built.names)} items of {len(paths)} benchmarks", flush=True)
+        print("".join(f"  {note}\n" for note in built.notes), end="", flush=True)
+    tokenizer = None
+    if config.tokenizer:
+        tokenizer = work / "tokenizer.json"
+        tokenizer.write_text(load_tokenizer(config.tokenizer).backend_tokenizer.to_str(), encoding="utf-8")
+    return Task(kind, work, sources, config.text_form, config.strip_html, config.seed, word_lists(config),
+                tuple(config.blacklist), index, config.decontaminate.min_coverage, tokenizer)  # fmt: skip
+
+
+def word_lists(config: PrepareData) -> tuple[tuple[str, Path], ...]:
+    """(topic, file) of the project's own lists, which the config's may replace, and of the config's."""
+    own = {path.stem: path for path in sorted((ROOT / "configs/keywords").glob("*.txt"))}
+    return tuple((own | config.keywords).items())
+
+
+def benchmark_paths(config: PrepareData) -> list[Path]:
+    """The benchmarks that must not be in the training data."""
+    panel = [path for path in [ROOT / "configs/panel.yaml"] if path.is_file()]
+    return benchmarks.benchmark_paths(config.raw_dir / "eval", [*panel, *config.decontaminate.benchmarks])
+
+
+# ------------------------------------------------------------------ the map
+
+
+def map_blocks(task: Task, config: PrepareData, accounts: dict[str, Account], mapped: Map) -> list[dict]:
+    """Every block's summary, in order. UserFault for a file with too many unusable rows."""
+    tallies: dict[tuple[str, str], Tally] = {}
+    waiting: list[Block] = []
+    summaries: list[dict] = []
+    total = sum(file.stat().st_size for source in task.sources for file in source.files)
+
+    def jobs() -> Iterator[tuple[Block, Task]]:
+        for block in blocks_of(task.sources, task.kind, int(config.block_mib * 2**20)):
+            waiting.append(block._replace(lines=None, rows=None, items=None))
+            yield block, task
+
+    with tqdm(total=total, desc=task.kind, unit="B", unit_scale=True, mininterval=1, disable=None) as bar:
+        rows = 0
+        for made in mapped(process, jobs()):
+            block = waiting.pop(0)
+            key = task.sources[made["source"]].key
+            for file, *numbers, shown_rows in made["tallies"]:
+                tally = tallies.setdefault((key, file), Tally())
+                tally.add(Tally(*numbers, shown_rows))
+                tally.check(Path(file), config.max_bad_rows, whole=False)
+                accounts[key].rows += numbers[0]
+                accounts[key].rows_used += numbers[1]
+                rows += numbers[0]
+            account = accounts[key]
+            account.read += made["read"]
+            account.available += made["records"]
+            account.dropped.update(made["dropped"])
+            account.repairs.update(made["repairs"])
+            summaries.append(made)
+            bar.set_postfix_str(f"{rows} rows, {rows / max(bar.format_dict['elapsed'], 1e-9):.0f}/s", refresh=False)
+            bar.update(block.raw_bytes)
+    for (_, file), tally in tallies.items():
+        tally.check(Path(file), config.max_bad_rows, whole=True)
+    for key, account in accounts.items():
+        print(f"{task.kind}: {key}: {account.rows} rows, {account.available} clean records", flush=True)
+    return summaries
+
+
+# ------------------------------------------------------------------ the reduce
+
+
+def choose(parts: Parts, fates: Fates, cluster: np.ndarray, config: PrepareData, kind: str,
+           sources: list[Source]) -> tuple[tuple, Split]:  # fmt: skip
+    """((sampler, columns, taken, plan), split): which candidates are taken, and on which side each record stands."""
+    own = parts.columns
+    columns = Columns(*(own[name] for name in ("source", "lang", "chars", "turns", "order", "prompt")), cluster)
+    sampler = MixedBucketSampler(getattr(config, kind), [source.key for source in sources], kind)
+    alive = fates.alive()
+    candidates = Columns(*(column[alive] for column in columns))
+    chosen, plan = sampler.choose(candidates)
+    taken = np.zeros(len(parts), bool)
+    taken[alive[chosen]] = True
+    fates.reason[alive[~chosen]] = REASONS.index("quota")
+    # Of the candidates alone: what was dropped as a duplicate stands on no side, and must not move those that stay.
+    sides = split(candidates.prompt, candidates.cluster, config.split, config.split_counts, chosen)
+    whole = [np.zeros(len(parts), of_candidates.dtype) for of_candidates in sides[:3]]
+    for everywhere, of_candidates in zip(whole, sides[:3], strict=True):
+        everywhere[alive] = of_candidates
+    return (sampler, columns, taken, plan), Split(*whole, sides.units, sides.counts)
+
+
+def count(fates: Fates, sides: Split, accounts: dict[str, Account], sources: list[Source]) -> None:
+    """Complete the accounts and check that they add up."""
     for number, source in enumerate(sources):
-        account = accounts[source.key]
-        items = items_of(source, kind, account, config.max_bad_rows)
-        for item in tqdm(items, desc=source.key, unit=" rows", mininterval=1, disable=None):
-            account.read += 1
-            place = (source.key, shown(item.file), item.line)
-            if isinstance(item.result, Fault):
-                dropped.write(*item.result, *place, item.raw)
-                continue
-            record, reason = clean(item.result, source.rules)
-            record["meta"] |= {"file": place[1], "line": place[2]}
-            earlier = None if reason else duplicates.first_like(record)
-            if reason or earlier:
-                dropped.write(reason or "exact_duplicate", f"of {earlier}" if earlier else "", *place, record)
-                continue
-            account.repairs.update(record["meta"].get("repairs", []))
-            account.available += 1
-            aside.add(record, number, config.seed)
-        print(f"{kind}: {source.key}: {account.rows} rows, {account.available} clean records", flush=True)
+        account, own = accounts[source.key], fates.source == number
+        by_reason = np.bincount(fates.reason[own], minlength=len(REASONS)).tolist()
+        account.kept = by_reason[0]
+        account.dropped.update({name: n for name, n in zip(REASONS[1:], by_reason[1:], strict=True) if n})
+        flags = fates.flags[own & (fates.reason == 0)]
+        account.flagged.update({name: n for bit, name in enumerate(FLAGS) if (n := int((flags >> bit & 1).sum()))})
+        account.check(source.key)
 
 
-def choose(aside: LaidAside, sources: list[Source], accounts: dict[str, Account], max_samples: int) -> set[int]:
-    """The numbers of the records that the quotas take: of each source those whose hash comes first."""
-    available = {key: account.available for key, account in accounts.items()}
-    weights = {source.key: source.weight for source in sources}
-    quota = quotas(available, weights, max_samples)
-    taken = set()
-    for number, source in enumerate(sources):
-        own = [n for n in range(len(aside.order)) if aside.source[n] == number]
-        chosen = sorted(own, key=lambda n: (aside.order[n], n))[: quota[source.key]]
-        accounts[source.key].kept = len(chosen)
-        taken.update(chosen)
-    return taken
-
-
-def write_sides(aside: LaidAside, taken: set[int], sides: dict[int, str], directory: Path, prefix: str,
-                statistics: Any) -> tuple[list[Path], dict[str, int]]:  # fmt: skip
-    """Write train, val and test, each in the order of the hashes. Returns the files and their counts."""
-    ordered = sorted(taken, key=lambda n: (aside.order[n], n))
-    outputs, counts = [], {}
-    for side in SIDES:
-        path = directory / f"{prefix}{side}.jsonl"
-        records = (statistics.saw_kept(aside.read(n), side) for n in ordered if sides[aside.prompt[n]] == side)
-        counts[side] = write_jsonl(path, tqdm(records, desc=path.name, unit=" records", mininterval=1, disable=None))
-        outputs.append(path)
-    return outputs, counts
+# ------------------------------------------------------------------ what is said
 
 
 def totals(accounts: dict[str, Account]) -> dict:
     """Sums over the sources."""
-    dropped = sum((account.dropped for account in accounts.values()), Counter())
     sums = {name: sum(getattr(a, name) for a in accounts.values()) for name in ("rows", "read", "kept")}
-    return sums | {"dropped": dict(dropped.most_common())}
-
-
-def mix_table(sources: list[Source], accounts: dict[str, Account], max_samples: int) -> dict:
-    """Per source: its weight, what the mix asked for, what was there after cleaning, what was taken."""
-    total = sum(source.weight for source in sources)
-    return {
-        source.key: {
-            "weight": source.weight, "asked": round(max_samples * source.weight / total),
-            "available": accounts[source.key].available, "taken": accounts[source.key].kept,
-        }
-        for source in sources
-    }  # fmt: skip
+    for name in ("dropped", "flagged"):
+        counted = sum((getattr(account, name) for account in accounts.values()), Counter())
+        sums[name] = dict(counted.most_common())
+    return sums
 
 
 def nothing_left(kind: str, accounts: dict[str, Account]) -> str:
     """The message of a set in which no record remains."""
-    lines = [f"    {key}: read {a.read}, dropped {dict(a.dropped.most_common(6))}" for key, a in accounts.items()]
-    return "\n".join([f"{kind}: no record is left after cleaning", *lines,
+    told = [f"    {key}: read {a.read}, dropped {dict(a.dropped.most_common(6))}" for key, a in accounts.items()]
+    return "\n".join([f"{kind}: no record is left after cleaning", *told,
                       "  look at the bounds (rules.*, and `rules` of the set in the catalogue), then at the rows"])
 
 
 def summary(kind: str, results: dict, directory: Path) -> str:
     """The last lines of a run."""
-    lines = [f"\n{kind}: read {results['read']}, kept {results['kept']}, dropped {sum(results['dropped'].values())}"]
-    lines += [f"  {reason:<32}{count:>9}" for reason, count in results["dropped"].items()]
-    sides = ", ".join(f"{side} {count}" for side, count in results["splits"].items())
-    return "\n".join([*lines, f"  splits: {sides}", f"  card: {shown(directory / f'{kind}_card.md')}"])
+    told = [f"\n{kind}: read {results['read']}, kept {results['kept']}, dropped {sum(results['dropped'].values())}"]
+    told += [f"  {reason:<32}{number:>9}" for reason, number in results["dropped"].items()]
+    told += [f"  flagged: {reason:<23}{number:>9}" for reason, number in results["flagged"].items()]
+    sides = ", ".join(f"{side} {number}" for side, number in results["splits"].items())
+    return "\n".join([*told, f"  splits: {sides}", f"  card: {shown(directory / f'{kind}_card.md')}"])
 
 
 # ------------------------------------------------------------------ sources on disk
@@ -228,7 +235,11 @@ def resolved_sources(loaded: Loaded, kind: str) -> list[Source]:
     return sources_of(loaded, kind, catalogue)[0]
 
 
-def inputs_of(sources: list[Source]) -> dict[str, dict]:
-    """The raw files as they stand in the manifest: `key/file` -> path, sha256, bytes."""
-    return {f"{source.key}/{file.relative_to(source.directory)}": describe_file(file)
-            for source in sources for file in source.files}  # fmt: skip
+def inputs_of(config: PrepareData, sources: list[Source]) -> dict[str, dict]:
+    """The raw files as they stand in the manifest: `key/file` -> path, sha256, bytes; and the files that rules read."""
+    inputs = {f"{source.key}/{file.relative_to(source.directory)}": describe_file(file)
+              for source in sources for file in source.files}  # fmt: skip
+    rules = [path for _, path in word_lists(config)]
+    rules += [file for path in benchmark_paths(config) for file in ([path] if path.is_file() else sorted(
+        found for found in path.rglob("*") if found.is_file()))]  # fmt: skip
+    return inputs | {f"rules/{shown(path)}": describe_file(path) for path in rules}

@@ -1,23 +1,23 @@
 """The dry run of prepare_data: what is there, what a first record becomes, what would be taken and written."""
 
 import json
-from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from posttrain.config import in_project, shown
-from posttrain.data import oasst
+from posttrain.data.block import Task
 from posttrain.data.card import load_tokenizer
 from posttrain.data.catalogue import KINDS, Source, load_catalogue, sources_of
-from posttrain.data.clean import clean
-from posttrain.data.files import count_rows, read_rows
-from posttrain.data.jsonfiles import Fault
-from posttrain.data.reading import Account, items_of
-from posttrain.data.sources import conversation_records, detect, to_records
+from posttrain.data.mix import MixedBucketSampler
+from posttrain.data.mix import lines as mix_lines
+from posttrain.data.pipeline import benchmark_paths, word_lists
+from posttrain.data.sample import Sample
+from posttrain.data.sources import detect
 from posttrain.errors import UserFault
 from posttrain.hub import host, offline
 from posttrain.plan import Plan, who_makes
 
-FIRST_ROWS = 200
 READ_WHOLE = 16 << 20  # bytes
 EXCERPT = 320
 
@@ -37,14 +37,32 @@ def plan_set(plan: Plan, kind: str) -> None:
     for source in sources:
         if source not in present:
             plan_missing(plan, kind, source)
-    rows = {source.key: plan_present(plan, kind, source) for source in present}
+    task = Task(kind, Path(), sources, config.text_form, config.strip_html, config.seed, word_lists(config),
+                tuple(config.blacklist), None, config.decontaminate.min_coverage, None)  # fmt: skip
+    samples = [plan_present(plan, kind, source, sources.index(source), task) for source in present]
     if plan.dry_run and sources:
-        plan_mix(plan, kind, sources, rows)
+        plan_mix(plan, kind, sources, [sample for sample in samples if sample])
+    plan_benchmarks(plan)
     size = sum(file.stat().st_size for source in present for file in source.files)
-    for name in ("train.jsonl", "val.jsonl", "test.jsonl", "dropped.jsonl.zst", "manifest.json", "card.md"):
+    for name in ("train.jsonl", "val.jsonl", "test.jsonl", "dropped.jsonl.zst", "manifest.json", "card.md",
+                 "README.md", "croissant.json", "samples.json"):  # fmt: skip
         plan.make(config.output_dir / f"{kind}_{name}")
-    # The cleaned records are laid aside on disk until quotas and split are known.
-    plan.make(config.output_dir / f".{kind}_clean.jsonl.part", 2 * size, "while it runs")
+    # Clean records and their keys lie there until quotas and split are known.
+    plan.make(config.output_dir / f".{kind}_work-<hash>", 3 * size, "while it runs")
+
+
+def plan_benchmarks(plan: Plan) -> None:
+    """What the training data is checked against."""
+    try:
+        paths = benchmark_paths(plan.config)
+    except UserFault as fault:
+        plan.faults.append(str(fault))
+        return
+    told = f"{len(paths)} benchmarks: {', '.join(path.name for path in paths[:8])}" if paths else (
+        f"no benchmark lies in {shown(plan.config.raw_dir / 'eval')}/: nothing is checked")  # fmt: skip
+    line = f"decontamination: {told}"
+    if line not in plan.facts.get("inputs", []):
+        plan.fact("inputs", line)
 
 
 def plan_tokenizer(plan: Plan) -> None:
@@ -86,82 +104,64 @@ def _hub_hint(source: Source) -> str:
             f"\n      python -m scripts.fetch --set datasets=[{source.key}]")  # fmt: skip
 
 
-def plan_present(plan: Plan, kind: str, source: Source) -> int | None:
-    """A source with files: counts, its first record, a fault for what would stop the run. Returns the rows if known.
-
-    A small source is read whole, so that its faults are all known; of a large one the first rows are tried.
-    """
+def plan_present(plan: Plan, kind: str, source: Source, number: int, task: Task) -> Sample | None:
+    """A source with files: counts, its first record, a fault for what would stop the run. Returns what a sample of it
+    shows: a small source whole, the first pieces of the files of a large one."""
     size = sum(file.stat().st_size for file in source.files)
+    sample = Sample(source, number)
     try:
-        rows, usable = counted(plan, kind, source, size)
-        place, raw, found = first_record(source, kind)
+        sample.read(task, whole=plan.dry_run and size < READ_WHOLE, first_only=not plan.dry_run)
+        sample.check(plan.config.max_bad_rows)
     except UserFault as fault:
         plan.faults.append(str(fault))
         return None
-    counts = "rows not counted" if rows is None else f"{rows} rows"
-    counts += "" if usable is None else f", {usable} records before cleaning"
     files = f"{len(source.files)} files in {shown(source.directory)}/"
-    plan.fact("inputs", f"{kind} {source.key}: {files}, {counts}, {size / 2**20:.1f} MiB")
-    if isinstance(found, Fault):
+    about = "" if sample.share == 1 else "about "
+    counts = f"{about}{round(sample.rows / sample.share)} rows, {about}{round(sample.made / sample.share)} records"
+    plan.fact("inputs", f"{kind} {source.key}: {files}, {size / 2**20:.1f} MiB, {counts} before cleaning")
+    if sample.record is None:
+        place, fault = sample.failed
         plan.faults.append(f"{kind} source {source.key}: none of the first rows can be used as {KINDS[kind]}; {place}: "
-                           f"{found.reason}: {found.detail[:300]}")  # fmt: skip
+                           f"{fault.reason}: {fault.detail[:300]}")  # fmt: skip
     elif plan.dry_run:
+        place, raw, record, reason = sample.record
         layout = detect(raw, source.entry.format if source.entry else "auto")
         own = "" if source.entry else "; not in the catalogue, recognised by its columns"
-        record, reason = clean(found, source.rules)
         plan.fact("example", f"{kind} {source.key}: {place} (layout {layout}{own})")
         plan.fact("example", f"  raw:    {_cut(raw)}")
         plan.fact("example", f"  record: {_cut(record)}{f'  -> dropped: {reason}' if reason else ''}")
-    return rows
+    return sample
 
 
-def counted(plan: Plan, kind: str, source: Source, size: int) -> tuple[int | None, int | None]:
-    """(rows, usable records) of a source as far as they are cheap to know; None is not known. Nothing in a real run."""
-    if not plan.dry_run:
-        return None, None
-    if size < READ_WHOLE:
-        account = Account()
-        items = items_of(source, kind, account, plan.config.max_bad_rows)
-        usable = sum(not isinstance(item.result, Fault) for item in items)
-        return account.rows, usable
-    rows = [count_rows(file) for file in source.files]
-    return None if None in rows else sum(rows), None
-
-
-def first_record(source: Source, kind: str) -> tuple[str, object, dict | Fault]:
-    """(place, raw row, record) of the first row that gives a record; of the first faulty row if none of many does."""
-    entry, failed, messages = source.entry, None, []
-    preferred, columns = (entry.format, entry.columns) if entry else ("auto", {})
-    file = source.files[0]
-    for line, row in islice(read_rows(file), FIRST_ROWS):
-        if kind == "sft" and oasst.is_message(row):
-            messages.append((line, row))
-            continue
-        for item in to_records(row, source.key, kind, preferred, columns, source.options):
-            if not isinstance(item, Fault):
-                return f"{shown(file)}:{line}", row, item
-            failed = failed or (f"{shown(file)}:{line}", row, item)
-    if messages:
-        items = conversation_records([row for _, row in messages], source.key, source.options)
-        none = Fault("no_conversation", "no answered question")
-        rows, first = next(((rows, item) for rows, item in items if isinstance(item, dict)), ([0], none))
-        line, row = messages[rows[0]]
-        return f"{shown(file)}:{line}", row, first
-    return failed
-
-
-def plan_mix(plan: Plan, kind: str, sources: list[Source], rows: dict[str, int | None]) -> None:
-    """The sampling plan: shares, quotas, rows there, and the bounds that hold for each source."""
+def plan_mix(plan: Plan, kind: str, sources: list[Source], samples: list[Sample]) -> None:
+    """The sampling plan: what rules would drop, what the mix asks for, what is there, what would be taken."""
     config = plan.config
-    asked, total = getattr(config, kind).max_samples, sum(source.weight for source in sources)
-    plan.fact("sampling", f"{kind}: at most {asked} records; where a source has less than its share the others fill")
-    for source in sources:
-        share, bounds, there = source.weight / total, source.rules, rows.get(source.key)
+    mix = getattr(config, kind)
+    for sample in samples:
+        bounds, dropped = sample.source.rules, sum(sample.dropped.values())
         languages = f"Chinese >= {bounds.min_cn_ratio}{' or English' if bounds.allow_english_fallback else ''}"
-        plan.fact("sampling", f"  {source.key}: share {share:.1%}, quota {round(asked * share)}, rows there: "
-                  f"{'unknown' if there is None else there}; {bounds.min_chars}..{bounds.max_chars} characters, "
-                  f"{languages}")  # fmt: skip
-    shares = " / ".join(f"{part / sum(config.split):.0%}" for part in config.split)
+        told = ", ".join(f"{name} {n}" for name, n in sample.dropped.most_common(4))
+        plan.fact("sampling", f"  {sample.source.key}: {bounds.min_chars}..{bounds.max_chars} characters, {languages}; "
+                  f"{dropped} of {sample.seen} dropped{f' ({told})' if told else ''}")  # fmt: skip
+    if len(samples) < len(sources):
+        plan.fact("sampling", f"{kind}: at most {mix.max_samples} records; the plan of the mix needs all sources")
+        return
+    sampler = MixedBucketSampler(mix, [source.key for source in sources], kind)
+    counts = sum(sample.counts(sampler) for sample in samples)
+    whole = all(sample.share == 1 for sample in samples)
+    try:
+        planned = sampler.plan_from_counts(np.rint(counts).astype(np.int64))
+    except UserFault as fault:
+        plan.faults.append(str(fault))
+        return
+    plan.fact("sampling", f"{kind}: at most {mix.max_samples} records; counted before duplicates are taken out"
+              f"{'' if whole else ', estimated from a sample of each large source'}")  # fmt: skip
+    for line in mix_lines(planned):
+        plan.fact("sampling", line)
+    if config.split_counts:
+        shares = f"{config.split_counts[0]} val and {config.split_counts[1]} test records"
+    else:
+        shares = " / ".join(f"{part / sum(config.split):.0%}" for part in config.split)
     plan.fact("sampling", f"  split by the hash of the first question, seed {config.seed}: {shares}")
 
 

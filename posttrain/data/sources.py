@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from posttrain.config import shown
-from posttrain.data import chats, oasst, pairs
+from posttrain.data import chats, oasst, pairs, rankings, tasks
 from posttrain.data.files import read_rows
 from posttrain.data.jsonfiles import Fault
-from posttrain.data.turns import Unusable, excerpt
+from posttrain.data.turns import Unusable, excerpt, with_system
 from posttrain.errors import UserFault
 from posttrain.records import fault_in, record_id
 from posttrain.text import has_lone_surrogate
@@ -24,29 +24,37 @@ class Format(NamedTuple):
     """One layout: the kind of record it gives, whether a row has it, and how it is read."""
 
     kind: str
+    needs: tuple[frozenset[str], ...]
+    """Sets of columns, one of which a row that has the layout holds whole; none: not a mapping."""
     fits: Callable[[Any], bool]
-    read: Callable[[Any, dict], list[dict]]
+    read: Callable[[Any, dict], list[dict | Fault]]
+
+
+def _each(*columns: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset((name,)) for name in columns)
+
+
+def _all(*columns: str) -> tuple[frozenset[str], ...]:
+    return (frozenset(columns),)
+
+
+def _couples(known: tuple) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(pair) for pair in known)
 
 
 def _has(*columns: str) -> Callable[[Any], bool]:
     return lambda row: isinstance(row, dict) and all(row.get(name) is not None for name in columns)
 
 
-def _has_pair(known: tuple) -> Callable[[Any], bool]:
-    return lambda row: isinstance(row, dict) and pairs.columns_of(row, known) is not None
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, dict) and pairs.columns_of(row, pairs.PAIRS) is not None
 
 
 def _has_question_and_answer(row: Any) -> bool:
     if not isinstance(row, dict):
         return False
     question, answer = chats.first_of(row, chats.QUESTIONS), chats.first_of(row, chats.ANSWERS)
-    return question is not None and answer is not None and not _is_ranking(row)
-
-
-def _is_ranking(row: Any) -> bool:
-    return isinstance(row, dict) and any(
-        isinstance(row.get(name), list) and all(isinstance(text, str) for text in row[name]) for name in pairs.RANKED
-    )
+    return question is not None and answer is not None and not rankings.is_ranking(row)
 
 
 def _is_transcript_pair(row: Any) -> bool:
@@ -54,7 +62,8 @@ def _is_transcript_pair(row: Any) -> bool:
 
 
 def _is_labelled(row: Any) -> bool:
-    return _has_pair(pairs.TWO_ANSWERS)(row) and chats.first_of(row, pairs.VERDICTS) is not None
+    return isinstance(row, dict) and pairs.columns_of(row, pairs.TWO_ANSWERS) is not None and (
+        chats.first_of(row, pairs.VERDICTS) or pairs.columns_of(row, pairs.TWO_SCORES)) is not None  # fmt: skip
 
 
 def _in_trees(row: Any, options: dict) -> list[dict]:
@@ -64,39 +73,66 @@ def _in_trees(row: Any, options: dict) -> list[dict]:
 
 # In the order in which a row is tried: pairs first, because their rows often hold a conversation as well.
 FORMATS = {
-    "transcripts": Format("pref", _is_transcript_pair, pairs.transcripts),
-    "pair": Format("pref", _has_pair(pairs.PAIRS), pairs.pair),
-    "labelled_pair": Format("pref", _is_labelled, pairs.labelled_pair),
-    "ranked": Format("pref", _is_ranking, pairs.ranked),
-    "oasst_messages": Format("sft", oasst.is_message, _in_trees),
-    "oasst_trees": Format("sft", oasst.is_tree, _in_trees),
-    "messages": Format("sft", _has("messages"), chats.chat),
-    "sharegpt": Format("sft", lambda row: isinstance(row, dict) and chats.first_of(row, chats.CHATS) is not None,
-                       chats.chat),
-    "exam": Format("sft", _has("textbox_question"), chats.exam),
-    "translated": Format("sft", _has("trans_instruction", "trans_output"), chats.translated),
-    "rounds": Format("sft", _has("round_0"), chats.rounds),
-    "moss": Format("sft", lambda row: isinstance(row, dict) and isinstance(row.get("chat"), dict), chats.moss),
-    "instances": Format("sft", _has("instruction", "instances"), chats.instances),
-    "alpaca": Format("sft", lambda row: _has_question_and_answer(row) and "instruction" in row, chats.alpaca),
-    "prompt_response": Format("sft", _has_question_and_answer, chats.alpaca),
-    "turn_list": Format("sft", lambda row: isinstance(row, list), chats.turn_list),
-    "text": Format("text", _has("text"), lambda row, options: [{"text": row["text"]}]),
+    "transcripts": Format("pref", _all("chosen", "rejected"), _is_transcript_pair, pairs.transcripts),
+    "pair": Format("pref", _couples(pairs.PAIRS), _is_pair, pairs.pair),
+    "labelled_pair": Format("pref", _couples(pairs.TWO_ANSWERS), _is_labelled, pairs.labelled_pair),
+    "summaries": Format("pref", _all("info", "summaries"), pairs.has_summaries, pairs.summaries),
+    "ranked": Format("pref", _each(*rankings.RANKED), rankings.is_ranking, rankings.ranked),
+    "oasst_messages": Format("sft", _all("text", "role"), oasst.is_message, _in_trees),
+    "oasst_trees": Format("sft", _each("prompt", "replies"), oasst.is_tree, _in_trees),
+    "messages": Format("sft", _each("messages"), _has("messages"), chats.chat),
+    "sharegpt": Format("sft", _each(*chats.CHATS),
+                       lambda row: isinstance(row, dict) and chats.first_of(row, chats.CHATS) is not None, chats.chat),
+    "exam": Format("sft", _each("textbox_question"), _has("textbox_question"), chats.exam),
+    "translated": Format("sft", _all("trans_instruction", "trans_output"), _has("trans_instruction", "trans_output"),
+                         chats.translated),
+    "rounds": Format("sft", _each("round_0"), _has("round_0"), chats.rounds),
+    "moss": Format("sft", _each("chat"), lambda row: isinstance(row, dict) and isinstance(row.get("chat"), dict),
+                   chats.moss),
+    "instances": Format("sft", _all("instruction", "instances"), _has("instruction", "instances"), chats.instances),
+    "alpaca": Format("sft", _each("instruction"), lambda row: _has_question_and_answer(row) and "instruction" in row,
+                     chats.alpaca),
+    "prompt_response": Format("sft", _each(*chats.ANSWERS), _has_question_and_answer, chats.alpaca),
+    "reading": Format("sft", _each("paragraphs", "qas", "evidences", "answers"), tasks.has_reading, tasks.reading),
+    "classification": Format("sft", _all("label", "classes"),
+                             lambda row: tasks.has_label(row) and row.get("classes") is not None, tasks.classification),
+    "turn_list": Format("sft", (), lambda row: isinstance(row, list), chats.turn_list),
+    "text": Format("text", _each(*tasks.TEXTS), tasks.has_text, tasks.plain_text),
 }  # fmt: skip
+# Layouts that a row may be read by only where the catalogue says so, beside those of which that is plain to see.
+WHERE_NAMED = {"classification": tasks.has_label}
 TREES = ("oasst_messages", "oasst_trees")
 # Rows that are left out by a choice, not because they are faulty: they do not count towards max_bad_rows.
 BY_CHOICE = {
     "equal_scores", "scores_contradict_order", "tie", "labels_disagree", "labelled_undesirable", "one_answer_only",
     "differs_before_last_turn", "chosen_equals_rejected", "plugin_turn", "deleted", "tree_not_ready", "not_reviewed",
-    "review_failed", "below_dropped_message", "lower_ranked_answer", "question_without_answer",
+    "review_failed", "below_dropped_message", "lower_ranked_answer", "question_without_answer", "score_ratio_too_low",
 }  # fmt: skip
+_CANDIDATES: dict[tuple, tuple[str, ...]] = {}  # columns of a row -> the layouts that such rows may have
 
 
 def detect(row: Any, preferred: str = "auto") -> str | None:
     """The name of the format that a row has, the preferred one first; None if it has none."""
-    if preferred in FORMATS and FORMATS[preferred].fits(row):
+    if preferred in FORMATS and (WHERE_NAMED.get(preferred) or FORMATS[preferred].fits)(row):
         return preferred
-    return next((name for name, form in FORMATS.items() if form.fits(row)), None)
+    if not isinstance(row, dict):
+        return "turn_list" if isinstance(row, list) else None
+    for name in _candidates(tuple(row)):
+        if FORMATS[name].fits(row):
+            return name
+    return None
+
+
+def _candidates(columns: tuple) -> tuple[str, ...]:
+    """The layouts that a row with these columns may have. Remembered: the rows of a set have the same columns."""
+    found = _CANDIDATES.get(columns)
+    if found is None:
+        if len(_CANDIDATES) > 1000:
+            _CANDIDATES.clear()
+        held = frozenset(columns)
+        found = tuple(name for name, form in FORMATS.items() if any(need <= held for need in form.needs))
+        _CANDIDATES[columns] = found
+    return found
 
 
 def json_type(value: Any) -> str:
@@ -109,8 +145,8 @@ def to_records(row: Any, source: str, kind: str, preferred: str = "auto", column
                options: dict = {}) -> list[dict | Fault]:  # fmt: skip
     """The records of one raw row, and a Fault for each that cannot be used: at least one item.
 
-    kind: sft or pref. columns: our name -> theirs. A conversation that goes on after its last answer is cut there, and
-    says so in meta.repairs.
+    kind: sft, pref or text. columns: our name -> theirs. options: catalogue.Options as a mapping. A conversation that
+    goes on after its last answer is cut there, and says so in meta.repairs.
     """
     if isinstance(row, Fault):
         return [row]
@@ -118,21 +154,30 @@ def to_records(row: Any, source: str, kind: str, preferred: str = "auto", column
         row = row | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
     name = detect(row, preferred)
     if name is None:
-        if not isinstance(row, dict):
-            return [Fault("row_is_not_a_mapping", excerpt(row))]
-        columns_found = ", ".join(f"{key} ({json_type(value)})" for key, value in sorted(row.items()))
-        return [Fault("missing_column", f"no known layout has the columns {columns_found}: {excerpt(row)}")]
-    if FORMATS[name].kind != kind:
-        return [Fault(f"is_{FORMATS[name].kind}_not_{kind}", f"the row has the layout {name}")]
-    if name == "oasst_trees":
-        return [item for _, item in conversation_records(oasst.flat_messages(row), source, options)]
+        return [_without_layout(row)]
+    form = FORMATS[name]
+    if form.kind != kind:
+        return [Fault(f"is_{form.kind}_not_{kind}", f"the row has the layout {name}: {excerpt(row)}")]
     try:
-        drafts = FORMATS[name].read(row, options)
+        if name == "oasst_trees":
+            return [item for _, item in conversation_records(oasst.flat_messages(row), source, options)]
+        drafts = form.read(row, options)
         if kind == "sft" and isinstance(row, dict) and (row.get("label") is False or row.get("kto_tag") is False):
             raise Unusable("labelled_undesirable", "the answer is labelled as a bad one")
+        if len(drafts) == 1:
+            return [finished(drafts[0], source, row, options)]
+        return [finished(draft, source, [row, number], options) for number, draft in enumerate(drafts)]
     except Unusable as error:
         return [Fault(error.reason, error.detail)]
-    return [finished(draft, source, row if len(drafts) == 1 else [row, i]) for i, draft in enumerate(drafts)]
+    except RecursionError:
+        return [Fault("nested_too_deep", excerpt(row))]
+
+
+def _without_layout(row: Any) -> Fault:
+    if not isinstance(row, dict):
+        return Fault("row_is_not_a_mapping", excerpt(row))
+    columns = ", ".join(f"{key} ({json_type(value)})" for key, value in sorted(row.items())[:40])
+    return Fault("missing_column", f"no known layout has the columns {columns[:400]}: {excerpt(row)}")
 
 
 def conversation_records(rows: list[Any], source: str, options: dict) -> list[tuple[list[int], dict | Fault]]:
@@ -142,21 +187,38 @@ def conversation_records(rows: list[Any], source: str, options: dict) -> list[tu
     items = []
     for path in found:
         turns = [{"role": oasst.ROLE_OF[rows[i]["role"].lower()], "content": rows[i]["text"]} for i in path]
-        items.append((path, finished({"messages": turns}, source, turns)))
+        items.append((path, finished({"messages": turns, "original": turns}, source, turns, options)))
     return items + [([index], fault) for index, fault in faults.items()]
 
 
-def finished(draft: dict, source: str, original: Any) -> dict | Fault:
-    """A draft with id, source and meta, cut at its last answer, or why it cannot be used."""
-    meta = dict(draft.get("meta", {}))
+def finished(draft: dict | Fault, source: str, original: Any, options: dict = {}) -> dict | Fault:
+    """A draft with id, source and meta, cut at its last answer, or why it cannot be used. A Fault stays what it is."""
+    if isinstance(draft, Fault):
+        return draft
+    original, meta = draft.pop("original", original), draft.pop("meta", {})
     record = {"id": record_id(source, original), "source": source}
-    record |= {key: value for key, value in draft.items() if key != "meta" and value is not None}
+    for key, value in draft.items():
+        if value is not None:
+            record[key] = value
+    if "system" in options and "text" not in record:
+        part = "messages" if "messages" in record else "prompt"
+        record[part], repair = with_system(record[part], options["system"])
+        meta |= {"repairs": [repair]} if repair else {}
     turns = record.get("messages")
-    while turns and turns[-1]["role"] in ("user", "tool") and any(t["role"] == "assistant" for t in turns):
+    if turns and turns[-1]["role"] != "assistant":
+        _cut_after_last_answer(record, meta)
+    if fault := fault_in(record):
+        return Fault(fault, excerpt(original, 120))
+    record["meta"] = meta
+    return record
+
+
+def _cut_after_last_answer(record: dict, meta: dict) -> None:
+    turns = record["messages"]
+    while turns[-1]["role"] in ("user", "tool") and any(turn["role"] == "assistant" for turn in turns):
         meta.setdefault("repairs", []).append(f"trailing_{turns[-1]['role']}_turn_cut")
-        turns = record["messages"] = turns[:-1]
-    fault = fault_in(record)
-    return Fault(fault, excerpt(original, 120)) if fault else record | {"meta": meta}
+        turns = turns[:-1]
+    record["messages"] = turns
 
 
 # ------------------------------------------------------------------ a user's own file, read by the training scripts
@@ -190,13 +252,16 @@ def read_training_file(path: Path, kind: str, max_bad_rows: float) -> tuple[list
 
 def is_record(row: Any, kind: str) -> bool:
     """Whether a row is already a record of this kind."""
-    own = {"id", "source", "messages"} if kind == "sft" else {"id", "source", "prompt", "chosen", "rejected"}
+    parts = {"sft": {"messages"}, "pref": {"prompt", "chosen", "rejected"}, "text": {"text"}}[kind]
+    own = parts | {"id", "source"}
     if not isinstance(row, dict) or not own <= row.keys() <= own | {"meta", "tools"}:
         return False
-    return all(isinstance(row[name], list) for name in own - {"id", "source"})
+    return all(isinstance(row[name], str if kind == "text" else list) for name in parts)
 
 
 def _is_broken_text(item: dict | Fault) -> bool:
+    if isinstance(item, dict) and "text" in item:
+        return has_lone_surrogate(item["text"])
     return isinstance(item, dict) and any(
         has_lone_surrogate(turn["content"])
         for part in ("messages", "prompt", "chosen", "rejected") for turn in item.get(part, [])

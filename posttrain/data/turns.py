@@ -16,6 +16,7 @@ ROLES = {
 }  # fmt: skip
 ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 CALLS = ("function_call", "tool_call")
+_PLAIN_ROLE = {name: role for name, role in ROLE_OF.items() if name not in CALLS}
 # Keys of a turn that holds a question and its answer together (Firefly, COIG, XTuner ...).
 PAIRED_TURNS = (
     ("human", "assistant"), ("user", "assistant"), ("question", "answer"), ("Q", "A"), ("query", "response"),
@@ -33,7 +34,10 @@ class Unusable(Exception):
 
 def excerpt(value: Any, length: int = 80) -> str:
     """The beginning of a value, for a message."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (RecursionError, ValueError):  # nested very deep; an integer of thousands of digits
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= length else text[:length] + "..."
 
 
@@ -150,11 +154,28 @@ def messages(turns: Any, name: str = "conversations") -> list[dict]:
     if turns and all(isinstance(turn, str) for turn in turns):
         roles = ("user", "assistant")
         return [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-    found = []
+    found, has_calls = [], False
     for turn in turns:
-        pair = _paired(turn)
-        found += pair if pair else [message(turn)]
-    return _joined_calls([m for m in found if m["role"] != "system" or m["content"].strip()])
+        if plain := _plain(turn):
+            found.append(plain)
+            continue
+        several = _paired(turn) or [message(turn)]
+        has_calls = has_calls or any("tool_calls" in one for one in several)
+        found += several
+    found = [turn for turn in found if turn["role"] != "system" or turn["content"].strip()]
+    return _joined_calls(found) if has_calls else found
+
+
+def _plain(turn: Any) -> dict | None:
+    """What message() makes of a turn that has a role and a text and nothing else; None if it is not that plain."""
+    if type(turn) is not dict or len(turn) != 2:
+        return None
+    said, text = turn.get("from"), turn.get("value")
+    if text is None:
+        said, text = turn.get("role"), turn.get("content")
+    if type(text) is not str or type(said) is not str or said not in _PLAIN_ROLE:
+        return None
+    return {"role": _PLAIN_ROLE[said], "content": text}
 
 
 def _paired(turn: Any) -> list[dict] | None:
@@ -182,10 +203,16 @@ def _joined_calls(found: list[dict]) -> list[dict]:
     return joined
 
 
+def system_turn(row: dict) -> list[dict]:
+    """The system turn of a row with a column for it, or nothing."""
+    system = row.get("system") or row.get("system_prompt")
+    text = text_in(system, "system") if system else ""
+    return [{"role": "system", "content": text}] if text.strip() else []
+
+
 def earlier_turns(row: dict) -> list[dict]:
     """The system turn and the `history` (pairs of question and answer, or messages) that come before a question."""
-    system = row.get("system") or row.get("system_prompt")
-    turns = [{"role": "system", "content": text_in(system, "system")}] if system else []
+    turns = system_turn(row)
     history = from_json(row.get("history") or None, "history") or []
     if not isinstance(history, list):
         raise Unusable("history_is_not_a_list", excerpt(history))
@@ -200,7 +227,25 @@ def earlier_turns(row: dict) -> list[dict]:
     return [t for t in turns if t["role"] != "system" or t["content"].strip()]
 
 
+def with_system(turns: list[dict], wish: str) -> tuple[list[dict], str | None]:
+    """Turns with their system turns kept, dropped, or merged (put before the first user turn, an empty line between),
+    wherever they stand; and the name of what was done, for meta.repairs."""
+    if wish == "keep" or all(turn["role"] != "system" for turn in turns):
+        return turns, None
+    others = [turn for turn in turns if turn["role"] != "system"]
+    if wish == "drop":
+        return others, "system_turn_dropped"
+    told = [turn["content"].strip() for turn in turns if turn["role"] == "system"]
+    for number, turn in enumerate(others):
+        if turn["role"] == "user":
+            others[number] = turn | {"content": "\n\n".join([*told, turn["content"]])}
+            return others, "system_turn_merged"
+    return turns, None
+
+
 def joined_question(instruction: Any, extra: Any) -> str:
     """Instruction and input of the Alpaca layout, on two lines where both are there."""
+    if type(instruction) is str and (extra is None or type(extra) is str and not extra.strip()):
+        return instruction if instruction.strip() else ""
     parts = [text_in(part, name) for part, name in ((instruction, "instruction"), (extra, "input")) if part is not None]
     return "\n".join(part for part in parts if part.strip())

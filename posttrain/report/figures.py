@@ -1,11 +1,20 @@
-"""Curves of a training run as one inline picture."""
+"""Curves of a training run, and distributions of a set of data, each as one inline picture."""
 
 import base64
+import contextlib
 import io
 import math
+from collections.abc import Iterator
 from typing import Any
 
 COLORS = {"train": "#2f6db5", "validation": "#d1622b", "line": "#3d4650"}
+LANGUAGES = {"zh": "#3c8c86", "en": "#d0a13a", "other": "#8b949e", "none": "#c9d0d7"}
+STYLE = {
+    "font.size": 9, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": "#9aa3ad", "axes.labelcolor": "#59636e", "xtick.color": "#59636e", "ytick.color": "#59636e",
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e6e9ec", "grid.linewidth": 0.7, "axes.titlesize": 9.5,
+    "axes.titlecolor": "#1d242b", "axes.titlelocation": "left", "svg.hashsalt": "posttrain",
+}  # fmt: skip
 # Panel title -> (key of metrics.jsonl, line's name) pairs.
 PANELS = {
     "loss": (("loss", "train"), ("eval_loss", "validation")),
@@ -28,29 +37,60 @@ def curves(metrics: list[dict[str, Any]], kept_step: int | None) -> tuple[str, i
     panels = {title: lines for title, lines in panels.items() if any(xs for _, xs, _ in lines)}
     if not panels:
         return None
+    abreast = min(3, len(panels))
+    with _figure(math.ceil(len(panels) / 3), abreast, 2.4) as (axes, saved):
+        for ax, (title, lines) in zip(axes.flat, panels.items(), strict=False):
+            _panel(ax, title, lines, kept_step)
+        for ax in axes.flat[len(panels) :]:
+            ax.axis("off")
+    return saved[0], abreast
+
+
+def distributions(histograms: dict[str, dict]) -> tuple[str, int] | None:
+    """(data URI of an SVG with a panel for characters, tokens and questions each, panels abreast), or None. A bar is a
+    bin, its languages one above the other."""
+    panels = {unit: histogram for unit, histogram in histograms.items() if histogram["edges"]}
+    if not panels:
+        return None
+    with _figure(1, len(panels), 2.5) as (axes, saved):
+        for ax, (unit, histogram) in zip(axes.flat, panels.items(), strict=True):
+            _bars(ax, {"turns": "questions"}.get(unit, unit), histogram)
+    return saved[0], len(panels)
+
+
+@contextlib.contextmanager
+def _figure(rows: int, abreast: int, height: float) -> Iterator[tuple[Any, list[str]]]:
+    """(axes, a list that holds the picture's data URI once the block has ended)."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    style = {
-        "font.size": 9, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
-        "axes.edgecolor": "#9aa3ad", "axes.labelcolor": "#59636e", "xtick.color": "#59636e", "ytick.color": "#59636e",
-        "axes.grid": True, "grid.color": "#e6e9ec", "grid.linewidth": 0.7, "axes.titlesize": 9.5,
-        "axes.titlecolor": "#1d242b", "axes.titlelocation": "left", "svg.hashsalt": "posttrain",
-    }  # fmt: skip
-    with plt.rc_context(style):
-        rows, abreast = math.ceil(len(panels) / 3), min(3, len(panels))
-        size = (3.4 * abreast, 2.4 * rows)
+    saved: list[str] = []
+    with plt.rc_context(STYLE):
+        size = (3.4 * abreast, height * rows)
         figure, axes = plt.subplots(rows, abreast, figsize=size, layout="constrained", squeeze=False)
-        for ax, (title, lines) in zip(axes.flat, panels.items(), strict=False):
-            _panel(ax, title, lines, kept_step)
-        for ax in axes.flat[len(panels) :]:
-            ax.axis("off")
+        yield axes, saved
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
         plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode(), abreast
+    saved.append("data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode())
+
+
+def _bars(ax, title: str, histogram: dict) -> None:
+    """One histogram. The bins stand side by side, whatever their width: two to an octave for lengths."""
+    edges = histogram["edges"]
+    below = [0] * len(edges)
+    for language, counts in histogram["counts"].items():
+        ax.bar(range(len(edges)), counts, 0.86, bottom=below, color=LANGUAGES[language], label=language)
+        below = [a + b for a, b in zip(below, counts, strict=True)]
+    # A bin is named by where it begins; at most eight names, so that they stay apart.
+    shown = range(0, len(edges), math.ceil(len(edges) / 8))
+    ax.set_xticks([at - 0.43 for at in shown], [f"{edges[at]:,}" for at in shown])
+    ax.grid(axis="x", visible=False)
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+    ax.set_title(f"records by {title}")
+    ax.legend(frameon=False, fontsize=8, loc="best", handlelength=1.0)
 
 
 def _panel(ax, title: str, lines: list[tuple[str, list, list]], kept_step: int | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from posttrain.config import shown
-from posttrain.report import content
+from posttrain.report import content, dataset
 from posttrain.report.content import BASE, Cell, Column, Row
 from posttrain.report.figures import curves
 from posttrain.report.lineage import FoundRun, Lineage
@@ -93,7 +93,7 @@ def context(lineage: Lineage, config: Report) -> dict[str, Any]:
         "lineage": lineage,
         "base_id": ancestor.manifest["base"]["id"] if ancestor else None,
         "trainings": trainings,
-        "data": lineage.of("prepare_data"),
+        "data": [dataset.described(run) for run in lineage.of("prepare_data")],
         "samples": content.samples(lineage, config),
         "labels": {column.key: column.label for column in columns},
         "exports": lineage.of("export_lora"),

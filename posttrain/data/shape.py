@@ -1,0 +1,54 @@
+"""The turns of a record, whatever its kind, and all the texts of a block side by side."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from posttrain.data.folding import Folded, fold
+
+PARTS = ("messages", "prompt", "chosen", "rejected")
+
+
+class Texts(NamedTuple):
+    """The texts of a block's records, one after the other, and where those of each record begin."""
+
+    records: list[dict]
+    originals: list[str]
+    bounds: np.ndarray
+    """int64, one more than records."""
+    folded: Folded
+
+
+def turns_of(record: dict) -> list[dict]:
+    """All turns in order; of a pair: prompt, chosen, rejected; of plain text the record itself."""
+    if "messages" in record:
+        return record["messages"]
+    return [*record["prompt"], *record["chosen"], *record["rejected"]] if "prompt" in record else [record]
+
+
+def has_calls(record: dict) -> bool:
+    """Whether a turn calls a tool. Turns of two keys (role, content) do not, which is quick to see."""
+    return any(len(turn) > 2 and "tool_calls" in turn for turn in turns_of(record))
+
+
+def gathered(records: list[dict]) -> Texts:
+    """The texts of all records, folded together."""
+    turns = [turns_of(record) for record in records]
+    bounds = np.zeros(len(records) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, turns), np.int64, len(turns)), out=bounds[1:])
+    field = "text" if records and "text" in records[0] else "content"
+    originals = [turn[field] for some in turns for turn in some]
+    return Texts(records, originals, bounds, fold(originals))
+
+
+def replace_text(record: dict, turn: int, text: str) -> None:
+    """Set the text of a record's n-th turn. Lists and turns may be shared with the raw row, so they are copied."""
+    if "text" in record:
+        record["text"] = text
+        return
+    for part in PARTS:
+        turns = record.get(part, [])
+        if turn < len(turns):
+            record[part] = [*turns[:turn], turns[turn] | {"content": text}, *turns[turn + 1 :]]
+            return
+        turn -= len(turns)

@@ -1,0 +1,336 @@
+"""prepare_data interrupted, and prepare_data on a disk, a file or a directory that fails it."""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zstandard
+from conftest import ROOT, run_command
+
+CONFIG = """
+raw_dir: {base}/raw
+output_dir: {base}/proc
+hub: none
+workers: 2
+block_mib: 0.0625
+sft:
+  mix: {{lines: 1, packed: 1, list: 1}}
+  max_samples: 100000
+rules: {{ungrounded_number: keep}}
+"""
+
+
+# ------------------------------------------------------------------ a corpus, a run, what it wrote
+
+
+def corpus(raw: Path, count: int, seed: int = 0) -> None:
+    """Three sources of conversations: lines, packed lines, one JSON list. About a tenth of the rows repeat an earlier
+    one, exactly or nearly; some are too short or hold an e-mail address."""
+    draw = random.Random(seed)
+    letters = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
+    rows = []
+    for number in range(count):
+        question = "".join(draw.choices(letters, k=draw.randint(8, 30))) + "？"
+        answer = "".join(draw.choices(letters, k=draw.randint(3, 300))) + "。"
+        kind = draw.random()
+        if rows and kind < 0.1:
+            question, answer = rows[draw.randrange(len(rows))].values()
+            answer = answer if kind < 0.05 else answer[:-1] + draw.choice(letters)
+        elif kind < 0.15:
+            question, answer = "好？", "".join(draw.choices(letters, k=2))
+        elif kind < 0.2:
+            answer += f"写信给 somebody{number}@example.com 问问"
+        rows.append({"instruction": question, "output": answer})
+    third = count // 3
+    for name in ("lines", "packed", "list"):
+        (raw / name).mkdir(parents=True)
+    (raw / "lines/rows.jsonl").write_bytes(as_lines(rows[:third]))
+    (raw / "packed/rows.jsonl.gz").write_bytes(gzip.compress(as_lines(rows[third : 2 * third])))
+    (raw / "list/rows.json").write_text(json.dumps(rows[2 * third :], ensure_ascii=False), encoding="utf-8")
+
+
+def as_lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def outputs(directory: Path) -> dict[str, str]:
+    """Name -> SHA-256 of everything that a finished run wrote: the records, the dropped rows, the card and its
+    companions, the accounts. Dates, its own path and what says how it was run are left out."""
+    found = {file.name: file.read_bytes() for file in directory.glob("sft_*.jsonl")}
+    with open(directory / "sft_dropped.jsonl.zst", "rb") as packed:
+        found["dropped"] = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True).read()
+    manifest = json.loads((directory / "sft_manifest.json").read_text(encoding="utf-8"))
+    found["accounts"] = json.dumps(manifest["results"], sort_keys=True).encode()
+    for name in {Path(entry["path"]).name for entry in manifest["outputs"]} - {*found, "sft_dropped.jsonl.zst"}:
+        found[name] = re.sub(rb"\d{4}-\d\d-\d\d|(workers|executor|ray_address|block_mib|output_dir): .*", b"",
+                             (directory / name).read_bytes())  # fmt: skip
+    assert not list(directory.glob(".*")), "something of an unfinished run is left"
+    return {name: hashlib.sha256(content.replace(str(directory).encode(), b"")).hexdigest()
+            for name, content in found.items()}  # fmt: skip
+
+
+def parts_of(directory: Path) -> dict[str, int]:
+    """The parts that are whole -> when they were made."""
+    found = {}
+    for file in directory.glob(".sft_work-*/[0-9]*.json"):
+        with contextlib.suppress(FileNotFoundError):  # the run ends while this reads
+            found[file.name] = file.stat().st_mtime_ns
+    return found
+
+
+def arguments(base: Path, out: str, *sets: str) -> list[str]:
+    config = base / "data.yaml"
+    config.write_text(CONFIG.format(base=base), encoding="utf-8")
+    given = [f"output_dir={base / out}", *sets]
+    return ["-m", "scripts.prepare_data", "--config", str(config), *(word for key in given for word in ("--set", key))]
+
+
+def prepare(base: Path, out: str, *sets: str) -> subprocess.CompletedProcess:
+    return run_command(*arguments(base, out, *sets))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(directory of a corpus, what an uninterrupted run on it writes)."""
+    base = tmp_path_factory.mktemp("whole")
+    corpus(base / "raw", 6000)
+    done = prepare(base, "proc")
+    assert done.returncode == 0, done.stderr
+    return base, outputs(base / "proc")
+
+
+# ------------------------------------------------------------------ kill -9
+
+
+def written_so_far(directory: Path) -> int:
+    """Files of a run, half ones among them."""
+    return sum(1 for _ in directory.rglob("*"))
+
+
+def kill_when(reached, base: Path, out: str, *sets: str) -> None:
+    """Start the run and kill -9 its first process when `reached()`; its workers end by themselves."""
+    process = subprocess.Popen([sys.executable, *arguments(base, out, *sets)], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    while not reached():
+        assert process.poll() is None, "the run ended before it was killed\n" + process.stdout.read()
+        time.sleep(0.001)
+    process.kill()
+    process.communicate(timeout=10)  # ends when no worker holds the pipe any more
+
+
+def check_resumed(base: Path, out: str, expected: dict, workers: int) -> None:
+    """After a kill: nothing passes for whole; the same command uses the parts that are there and ends in the same
+    bytes."""
+    directory = base / out
+    if (directory / "sft_manifest.json").exists():
+        assert outputs_but_work(directory) == expected
+    before = parts_of(directory)
+    process = subprocess.Popen([sys.executable, *arguments(base, out, f"workers={workers}")], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    after = dict(before)
+    while process.poll() is None:
+        after |= parts_of(directory)
+        time.sleep(0.005)
+    assert process.returncode == 0, process.stdout.read()
+    assert {name: after[name] for name in before} == before, "a part that was whole was made again"
+    assert outputs(directory) == expected
+
+
+def outputs_but_work(directory: Path) -> dict[str, str]:
+    """The manifest was written, the parts were not yet removed."""
+    for work in directory.glob(".sft_work-*"):
+        work.rename(directory.with_name("aside"))
+    found = outputs(directory)
+    if directory.with_name("aside").exists():
+        directory.with_name("aside").rename(work)
+    return found
+
+
+def test_killed_in_the_map_and_in_the_reduce(whole):
+    base, expected = whole
+    kill_when(lambda: len(parts_of(base / "map")) >= 5, base, "map")
+    assert not list((base / "map").glob("sft_*.jsonl*"))
+    check_resumed(base, "map", expected, workers=1)
+    kill_when((base / "reduce/.sft_train.jsonl.part").exists, base, "reduce", "workers=1")
+    assert not (base / "reduce/sft_manifest.json").exists()
+    check_resumed(base, "reduce", expected, workers=2)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(whole):
+    """Twelve moments, each counted in files that the run has begun, so that they fall alike on any machine."""
+    base, expected = whole
+    most = 5 * 40 + 8
+    draw = random.Random(1)
+    moments = [draw.randrange(1, most) for _ in range(8)] + [most + number for number in range(4)]
+    for number, moment in enumerate(moments):
+        out = f"kill{number}"
+        kill_when(lambda: written_so_far(base / out) >= moment, base, out, f"workers={1 + number % 2}")  # noqa: B023
+        check_resumed(base, out, expected, workers=1 + number // 2 % 2)
+
+
+def test_other_rules_do_not_take_the_parts_of_an_interrupted_run(whole):
+    base, _ = whole
+    kill_when(lambda: len(parts_of(base / "other")) >= 5, base, "other")
+    other = prepare(base, "other", "rules.min_chars=60")
+    fresh = prepare(base, "fresh", "rules.min_chars=60")
+    assert other.returncode == fresh.returncode == 0, other.stderr + fresh.stderr
+    assert outputs(base / "other") == outputs(base / "fresh")
+
+
+# ------------------------------------------------------------------ disks, files and directories that fail
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """As `whole`, with few rows."""
+    base = tmp_path_factory.mktemp("small")
+    corpus(base / "raw", 600)
+    done = prepare(base, "proc")
+    assert done.returncode == 0, done.stderr
+    return base, outputs(base / "proc")
+
+
+def check_refused(done: subprocess.CompletedProcess, code: int, *says: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    for words in says:
+        assert words in done.stderr, done.stderr
+
+
+def check_goes_on(base: Path, out: str, expected: dict) -> None:
+    done = prepare(base, out)
+    assert done.returncode == 0, done.stderr
+    assert outputs(base / out) == expected
+
+
+@pytest.mark.parametrize("name", ["000002.keys", ".sft_dropped.jsonl.zst.part", ".sft_val.jsonl.part"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_is_full(small, name, workers):
+    """/dev/full stands where the file will be written."""
+    base, expected = small
+    out = base / f"full{workers}{name}"
+    kill_when(lambda: parts_of(out), base, out.name, "workers=1")
+    directory = next(out.glob(".sft_work-*")) if name.startswith("0") else out
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).symlink_to("/dev/full")
+    check_refused(prepare(base, out.name, f"workers={workers}"), 3, "the disk is full", "the same command")
+    assert not (out / "sft_manifest.json").exists() and not (out / "sft_train.jsonl").is_symlink()
+    (directory / name).unlink()
+    check_goes_on(base, out.name, expected)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_at_any_moment(small):
+    """A real file system of a few sizes, the same command after each; it is made larger at the end."""
+    base, expected = small
+    disk = base / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        failed = 0
+        for size in (*range(100, 1300, 100), 20_000):
+            subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
+            done = prepare(base, "disk/out", f"workers={1 + size // 100 % 2}")
+            if done.returncode:
+                check_refused(done, 3, "disk")
+                failed += 1
+            if (disk / "out/sft_manifest.json").exists():
+                break
+        assert failed > 5
+        assert outputs(disk / "out") == expected
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "mode", "says"),
+    [("closed", 0o555, "closed"), ("raw/packed", 0, "raw/packed"), ("raw/packed/rows.jsonl.gz", 0, "rows.jsonl.gz")],
+)
+def test_without_permission(small, place, mode, says):
+    """Root may do everything: there the command runs without that right."""
+    base, expected = small
+    bound = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if bound and not (shutil.which("setpriv") and subprocess.run([*bound, "true"]).returncode == 0):
+        pytest.skip("as root, without setpriv")
+    (base / "closed").mkdir(exist_ok=True)
+    before = (base / place).stat().st_mode
+    (base / place).chmod(mode)
+    try:
+        command = [*bound, sys.executable, *arguments(base, "closed")]
+        refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    finally:
+        (base / place).chmod(before)
+    check_refused(refused, 2, says, "ermission")
+    assert "damaged" not in refused.stderr and not (base / "closed/sft_manifest.json").exists()
+    check_goes_on(base, "closed", expected)
+    shutil.rmtree(base / "closed")
+
+
+AT_BLOCK = """
+import sys; sys.argv = ["prepare_data", *sys.argv[1:]]
+from pathlib import Path
+from posttrain.data import pipeline
+real = pipeline.process
+def process(block, task):
+    if block.number == 1:
+        file = Path({file!r})
+        {act}
+    return real(block, task)
+pipeline.process = process
+import runpy; runpy.run_module("scripts.prepare_data", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        ("file.unlink()", ""),
+        ("file.write_bytes(file.read_bytes()[:-9])", "changed while"),
+        ("file.write_bytes(file.read_bytes() + b'{}')", "changed while"),
+    ],
+)
+@pytest.mark.parametrize("file", ["raw/lines/rows.jsonl", "raw/packed/rows.jsonl.gz"])
+def test_a_file_that_changes_while_it_is_read(small, file, act, says):
+    """Its hash stands in the manifest: what was read is that, or the run stops. Once it is as it was, all is well."""
+    base, expected = small
+    shutil.rmtree(base / "changed", ignore_errors=True)
+    file = base / file
+    before, times = file.read_bytes(), file.stat()
+    code = AT_BLOCK.format(file=str(file), act=act)
+    try:
+        done = run_command("-c", code, *arguments(base, "changed", "workers=1")[2:])
+    finally:
+        file.write_bytes(before)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    check_refused(done, 2, str(file.relative_to(base)), says)
+    assert not (base / "changed/sft_manifest.json").exists()
+    check_goes_on(base, "changed", expected)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_packed_file_that_is_cut_off(small, workers):
+    """Cut where the plan has not looked yet."""
+    base, expected = small
+    file = base / "raw/packed/rows.jsonl.gz"
+    before = file.read_bytes()
+    file.write_bytes(before[:-5])
+    try:
+        done = prepare(base, "cut", f"workers={workers}")
+        check_refused(done, 2, "packed/rows.jsonl.gz: cut off or damaged", "get the file again")
+        assert not (base / "cut/sft_manifest.json").exists()
+    finally:
+        file.write_bytes(before)
+    check_goes_on(base, "cut", expected)
+    shutil.rmtree(base / "cut")
