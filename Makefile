@@ -1,6 +1,6 @@
 # make demo       make .venv, install, and run the whole chain on the embedded tiny model (no hub, no GPU, no account)
 # make test       ruff and the tests, every stage's smoke run included (under 15 minutes on 2 cores)
-# make test-all   the slow tests too: kill points, several processes, fuzz
+# make test-all   the slow tests too: kill points, several processes, fuzz, a Ray cluster on this machine
 # make check      ruff alone
 # make bench      every comparison of bench/, one after the other
 # make clean-venv remove .venv
@@ -25,7 +25,7 @@ demo: $(VENV)/.requirements
 test: check
 	$(TEST_ENV) $(PY) -m pytest -m "not slow"
 
-test-all: $(VENV)/.requirements-dev
+test-all: $(VENV)/.requirements-cluster
 	$(TEST_ENV) $(PY) -m pytest -m slow
 
 check: $(VENV)/.requirements-dev
@@ -57,4 +57,9 @@ $(VENV)/.requirements: requirements.txt pyproject.toml | $(PY)
 
 $(VENV)/.requirements-dev: requirements-dev.txt $(VENV)/.requirements | $(PY)
 	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# Ray, for the test of a cluster on this machine
+$(VENV)/.requirements-cluster: requirements-cluster.txt $(VENV)/.requirements-dev | $(PY)
+	$(PY) -m pip install --disable-pip-version-check -r requirements-cluster.txt
 	@touch $@

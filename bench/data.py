@@ -14,7 +14,7 @@ outputs/bench/data.json.
 
     reference   tests/reference.py
     ours        scripts.prepare_data on the reference's rules, one worker
-    ours_all    all rules, one worker
+    ours_all    all rules at their defaults, and decontamination against four benchmarks of ../shared/data; one worker
     ours_2      as ours, two workers
 """
 
@@ -39,6 +39,7 @@ OUT = ROOT / "outputs" / "bench"
 RECORDED = ROOT / "bench" / "peers" / "figures.json"
 RUNS = ("reference", "ours", "ours_all", "ours_2")
 PEERS = ("datatrove", "data_juicer")
+BENCHMARKS = [ROOT.parent / "shared" / "data" / name for name in ("cmmlu", "gsm8k", "alignbench", "safetybench")]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
                "PYTHONPATH": str(ROOT)}  # fmt: skip
 
@@ -119,7 +120,9 @@ def our_config(run: str, records: Path, work: Path) -> Path:
         "sft": {"mix": {"bench": 1}, "max_samples": 100_000_000}, "workers": 2 if run == "ours_2" else 1,
         "keywords": {topic: str(path) for topic, path in lists.items()}, "rules": {"max_chars": reference.MAX_CHARS},
     }  # fmt: skip
-    if run != "ours_all":
+    if run == "ours_all":
+        config["decontaminate"] = {"benchmarks": [str(path) for path in BENCHMARKS if path.exists()]}
+    else:
         from posttrain.data_blocks import Rules
 
         dropping = ("too_short", "too_long", "odd_symbols", "repetition", "keywords", "pii", "exact_duplicate",
@@ -179,20 +182,20 @@ def one(run: str, records: Path, work: Path) -> dict:
 
 
 def agreement(directory: Path, runs: list[str], size: int) -> dict[str, float]:
-    """Records that not both the reference and `ours` keep, before and after near-dedupe; near duplicates as a share."""
+    """Near duplicates as a share, and how many records not both the reference and `ours` keep, before and after."""
+    steps = ("before_near_duplicates", "kept")
     said = {}
-    for run in {"reference", "ours"} & set(runs):
-        ids = json.loads((directory / run / "kept.json").read_text())
-        said[run] = {step: set(ids[step]) for step in ("before_near_duplicates", "kept")}
-        said[run]["share"] = (len(ids["before_near_duplicates"]) - len(ids["kept"])) / size
+    for run in ("reference", "ours"):
+        if run in runs:
+            ids = json.loads((directory / run / "kept.json").read_text())
+            said[run] = [set(ids[step]) for step in steps]
     if not said:
         return {}
-    share = said.get("reference", said.get("ours"))["share"]
-    if len(said) == 1:
-        return {"near_duplicate_share": share}
-    differ = {f"differ_{step}": len(said["ours"][step] ^ said["reference"][step])
-              for step in ("before_near_duplicates", "kept")}  # fmt: skip
-    return {"near_duplicate_share": share, **differ}
+    before, after = next(iter(said.values()))
+    told = {"near_duplicate_share": (len(before) - len(after)) / size}
+    if len(said) == 2:
+        told |= {f"differ_{step}": len(one ^ other) for step, one, other in zip(steps, *said.values(), strict=True)}
+    return told
 
 
 def conclusions(results: list[dict]) -> list[str]:
@@ -221,10 +224,7 @@ def conclusions(results: list[dict]) -> list[str]:
 
 def start_up() -> float:
     """CPU seconds of importing the block function and building its tables, in a fresh process; the best of three."""
-    code = (
-        "import time; import posttrain.data.block; from posttrain.data.folding import tables; tables();"
-        "print(time.process_time())"
-    )
+    code = "import time, posttrain.data.block as b; b.checks.tables(); print(time.process_time())"
     found = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
                             env={**os.environ, **ENVIRONMENT}).stdout for _ in range(3)]  # fmt: skip
     return min(map(float, found))
@@ -242,20 +242,27 @@ def medians(rounds: list[dict]) -> dict[str, float]:
 
 
 def table(size: int, figures: dict[str, dict]) -> str:
-    """Markdown: one line per run, its CPU time as a multiple of ours."""
+    """Markdown: one line per run, its CPU time as a multiple of the reference's and of ours.
+
+    A recorded figure is compared with the reference of its own rounds: another day is another load.
+    """
     lines = [
-        "| run | CPU s | each round | wall s | records/s/core | CPU / ours | peak MiB | parent MiB | kept |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| run | CPU s | each round | wall s | records/s/core | / reference | / ours | peak MiB | parent MiB | kept |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    plain, ours = (figures[run]["cpu_s"] if run in figures else None for run in ("reference", "ours"))
     for run, it in figures.items():
-        ratio = f"{it['cpu_s'] / figures['ours']['cpu_s']:.2f}" if "ours" in figures else "-"
+        beside = it.get("reference_cpu_s", plain)
+        to_plain = it["cpu_s"] / beside if beside else None
+        to_ours = to_plain * plain / ours if to_plain and plain and ours else it["cpu_s"] / ours if ours else None
         note = f" ({it['recorded']})" if "recorded" in it else ""
         rounds = ", ".join(f"{seconds:.1f}" for seconds in it["all_cpu_s"])
-        figures_of_run = (
-            f"{it['cpu_s']:.1f}", rounds, f"{it['wall_s']:.1f}", f"{size / it['cpu_s']:,.0f}", ratio,
+        cells = (
+            f"{it['cpu_s']:.1f}", rounds, f"{it['wall_s']:.1f}", f"{size / it['cpu_s']:,.0f}",
+            *("-" if ratio is None else f"{ratio:.2f}" for ratio in (to_plain, to_ours)),
             f"{it['peak_mib']:.0f}", f"{it['parent_mib']:.0f}", f"{it['kept']:.0f}",
         )  # fmt: skip
-        lines.append(f"| {run}{note} | {' | '.join(figures_of_run)} |")
+        lines.append(f"| {run}{note} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -264,7 +271,8 @@ def recorded(size: int) -> dict[str, dict]:
     taken = json.loads(RECORDED.read_text(encoding="utf-8"))
     if taken["records"] != size:
         return {}
-    return {peer: taken["runs"][peer] | {"recorded": f"recorded {taken['date']}"} for peer in PEERS}
+    same = {"recorded": f"recorded {taken['date']}", "reference_cpu_s": taken["runs"]["reference"]["cpu_s"]}
+    return {peer: taken["runs"][peer] | same for peer in PEERS}
 
 
 def compare(size: int, runs: list[str], rounds: int) -> dict:

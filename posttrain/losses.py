@@ -135,9 +135,33 @@ def orpo_odds_loss(chosen: Tensor, rejected: Tensor, chosen_len: Tensor, rejecte
     return -F.logsigmoid(log_odds + length_penalty * by_length), log_odds
 
 
-def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor,
-             beta: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). All (pairs,): summed answer log-probabilities of policy and
-    reference (zeros for a uniform reference). Returns (losses, chosen rewards, rejected rewards)."""
+def ld_weights(answer_mask: Tensor, ld_alpha: float) -> Tensor:
+    """Weight of each position's log-probability under LD-DPO (Liu et al. 2024, arXiv 2409.06411), as in TRL.
+
+    answer_mask: (2 x pairs, positions), chosen rows first. 1 on the answer tokens that both answers of a pair are long
+    enough to have (the first min(len chosen, len rejected) of each), ld_alpha on the longer one's rest, 0 elsewhere.
+    """
+    lengths = answer_mask.sum(1)
+    shared = lengths.view(2, -1).amin(0).repeat(2)
+    beyond = answer_mask.cumsum(1) > shared[:, None]
+    return answer_mask * torch.where(beyond, ld_alpha, 1.0)
+
+
+def dpo_loss(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float,
+    length_gap: Tensor | float = 0.0, length_penalty: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). All (pairs,): answer log-probabilities of policy and
+    reference (zeros for a uniform reference), summed, or per token for TRL's sigmoid_norm. Returns (losses, chosen
+    rewards, rejected rewards); the rewards are beta x log-ratio, without the length term.
+
+    length_gap: answer tokens of chosen - rejected. R-DPO (Park et al. 2024, arXiv 2403.19159) maximises
+    reward(y) - length_penalty * len(y) - beta * KL(policy, reference). The optimum is policy(y) = reference(y) *
+    exp((reward(y) - length_penalty * len(y)) / beta) / Z, so reward(y) = beta * log-ratio(y) + length_penalty * len(y)
+    + beta * log Z, and in Bradley and Terry's sigmoid(reward chosen - reward rejected) stands
+    beta * (log-ratio chosen - log-ratio rejected) + length_penalty * length_gap. The sign is plus: what a longer
+    chosen answer owes to its length is granted to it from outside, and the policy has the less to learn.
+    """
     chosen_reward, rejected_reward = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
-    return -F.logsigmoid(chosen_reward - rejected_reward), chosen_reward, rejected_reward
+    margin = chosen_reward - rejected_reward + length_penalty * length_gap
+    return -F.logsigmoid(margin), chosen_reward, rejected_reward

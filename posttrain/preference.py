@@ -51,11 +51,16 @@ class PairCollator:
         return batch
 
 
-def answer_sums(lm: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """(summed answer log-probability, answer tokens, log-probability per position) of each row of a batch."""
+def answer_sums(
+    lm: torch.nn.Module, batch: dict[str, Tensor], ld_alpha: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(summed answer log-probability, answer tokens, log-probability per position) of each row of a batch.
+
+    With ld_alpha the sum is LD-DPO's: tokens beyond the shorter answer of the pair count ld_alpha."""
     logps = lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])["logps"]
     mask = batch["answer_mask"]
-    return (logps * mask).sum(1), mask.sum(1), logps
+    weights = mask if ld_alpha is None else losses.ld_weights(mask, ld_alpha)
+    return (logps * weights).sum(1), mask.sum(1), logps
 
 
 class PreferenceTrainer(Trainer):
@@ -87,12 +92,9 @@ class PreferenceTrainer(Trainer):
         items = num_items_in_batch
         if items is None:  # in a validation: this batch alone, on this process alone
             items = self._count_items([inputs], self.args.device)
-        sums, lengths, logps = answer_sums(lm, inputs)
-        (chosen, rejected), (chosen_len, rejected_len) = sums.chunk(2), lengths.chunk(2)
-        if isinstance(self.cfg, TrainOrpo):
-            nll, pairs, facts = self._orpo(logps, chosen, rejected, chosen_len, rejected_len)
-        else:
-            nll, pairs, facts = self._dpo(inputs["ref_logps"], chosen, rejected)
+        orpo = isinstance(self.cfg, TrainOrpo)
+        sums, lengths, logps = answer_sums(lm, inputs, None if orpo else self.cfg.ld_alpha)
+        nll, pairs, facts = self._orpo(logps, sums, lengths) if orpo else self._dpo(inputs["ref_logps"], sums, lengths)
         loss = pairs / items[0] + nll / items[1]
         if not lm.training:
             self.eval_sums += torch.stack([pairs.detach(), nll.detach(), items[0], items[1]])
@@ -101,22 +103,24 @@ class PreferenceTrainer(Trainer):
             loss = loss * self.args.world_size
         return (loss, {}) if return_outputs else loss
 
-    def _orpo(self, logps, chosen, rejected, chosen_len, rejected_len):
+    def _orpo(self, logps, sums, lengths):
         """(likelihood term summed over tokens, odds term summed over pairs, facts per pair)."""
-        mean_chosen, mean_rejected = chosen / chosen_len, rejected / rejected_len
+        (mean_chosen, mean_rejected), (chosen_len, rejected_len) = (sums / lengths).chunk(2), lengths.chunk(2)
         odds_loss, log_odds = losses.orpo_odds_loss(
             mean_chosen, mean_rejected, chosen_len, rejected_len, self.cfg.length_penalty
         )
-        nll, odds = -logps[: len(chosen)].sum(), self.cfg.beta * odds_loss.sum()
+        nll, odds = -logps[: len(mean_chosen)].sum(), self.cfg.beta * odds_loss.sum()
         margin = self.cfg.beta * (mean_chosen - mean_rejected).detach()
         return nll, odds, {"rewards/margins": margin, "rewards/accuracies": (margin > 0).float(),
                            "log_odds": log_odds.detach(), "nll_loss": (-mean_chosen).detach()}  # fmt: skip
 
-    def _dpo(self, ref_logps, chosen, rejected):
-        """(0, loss summed over pairs, facts per pair)."""
-        ref_chosen, ref_rejected = ref_logps.chunk(2)
+    def _dpo(self, ref_logps, sums, lengths):
+        """(0, loss summed over pairs, facts per pair). With sigmoid_norm the rewards are per token, as the loss is."""
+        chosen_len, rejected_len = lengths.chunk(2)
+        if self.cfg.loss_type == "sigmoid_norm":
+            sums, ref_logps = sums / lengths, ref_logps / lengths
         loss, chosen_reward, rejected_reward = losses.dpo_loss(
-            chosen, rejected, ref_chosen, ref_rejected, self.cfg.beta
+            *sums.chunk(2), *ref_logps.chunk(2), self.cfg.beta, chosen_len - rejected_len, self.cfg.length_penalty
         )
         margin = (chosen_reward - rejected_reward).detach()
         return loss.new_zeros(()), loss.sum(), {
@@ -162,16 +166,17 @@ def add_reference(cfg: TrainDpo, lm, tokenizer, rows: list[dict], batch_size: in
     """Put ref_chosen and ref_rejected (summed answer log-probabilities of the SFT model) into every row.
 
     Taken once, before the first step, when the policy still is the reference: one pass instead of one per epoch, and no
-    second set of weights. Kept in `store`, so that a resumed run has the very same reference. With reference_free: 0.
+    second set of weights. Kept in `store`, so that a resumed run has the very same reference. With reference_free: 0;
+    with ld_alpha: weighted as the policy's.
     """
     if cfg.reference_free:
         for row in rows:
             row["ref_chosen"] = row["ref_rejected"] = 0.0
         return
-    content = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    content = hashlib.sha256(json.dumps([cfg.ld_alpha, rows]).encode()).hexdigest()
     stored = runs.read_json(store)
     if stored is None or stored["content"] != content:
-        stored = {"content": content, "logps": _reference_logps(lm, tokenizer, rows, batch_size)}
+        stored = {"content": content, "logps": _reference_logps(cfg, lm, tokenizer, rows, batch_size)}
         if runs.main_process():
             store.parent.mkdir(parents=True, exist_ok=True)
             runs.write_json(store, stored)
@@ -180,7 +185,7 @@ def add_reference(cfg: TrainDpo, lm, tokenizer, rows: list[dict], batch_size: in
 
 
 @torch.no_grad()
-def _reference_logps(lm, tokenizer, rows: list[dict], batch_size: int) -> list[tuple[float, float]]:
+def _reference_logps(cfg: TrainDpo, lm, tokenizer, rows: list[dict], batch_size: int) -> list[tuple[float, float]]:
     from tqdm import tqdm
 
     collate, where = PairCollator(tokenizer, False), model.device()
@@ -197,7 +202,7 @@ def _reference_logps(lm, tokenizer, rows: list[dict], batch_size: int) -> list[t
         some = by_length[start : start + batch_size]
         batch = {k: v.to(where) for k, v in collate([rows[i] for i in some]).items()}
         with autocast:
-            chosen, rejected = answer_sums(lm, batch)[0].float().chunk(2)
+            chosen, rejected = answer_sums(lm, batch, cfg.ld_alpha)[0].float().chunk(2)
         for i, pair in zip(some, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True):
             logps[i] = pair
     inner.forward = plain_forward

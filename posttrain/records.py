@@ -16,6 +16,7 @@ import orjson
 from posttrain.errors import UserFault
 
 ROLES = ("system", "user", "assistant", "tool")
+FOLLOWS = {("user", "assistant"), ("assistant", "user"), ("assistant", "tool"), ("tool", "assistant"), ("tool", "tool")}
 
 
 class Message(TypedDict):
@@ -83,21 +84,22 @@ def fault_in_turns(messages: Any, *, ends_in: str | None) -> str | None:
     """
     if not isinstance(messages, list) or not messages:
         return "no_turns"
+    roles = []
     for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        if not isinstance(message, dict) or (role := message.get("role")) not in ROLES:
             return "unknown_role"
-        if not isinstance(message.get("content"), str):
+        content = message.get("content")
+        if not isinstance(content, str):
             return "content_is_not_text"
-        if not message["content"].strip() and not message.get("tool_calls"):
+        if (not content or content.isspace()) and not message.get("tool_calls"):
             return "empty_turn"
-    roles = [message["role"] for message in messages]
+        roles.append(role)
     if "system" in roles[1:]:
         return "system_not_first"
     roles = roles[1:] if roles[0] == "system" else roles
     if not roles or roles[0] != "user":
         return "does_not_begin_with_user"
-    follows = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
-    if any(after not in follows[before] for before, after in zip(roles, roles[1:], strict=False)):
+    if any(pair not in FOLLOWS for pair in zip(roles, roles[1:], strict=False)):
         return "roles_out_of_order"
     if ends_in and roles[-1] != ends_in:
         return f"last_turn_is_not_{ends_in}"

@@ -1,10 +1,11 @@
 """One config class per stage: the whole schema, readable top to bottom. Shared blocks are in blocks.py."""
 
 import math
+import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from posttrain.blocks import (
     Export,
@@ -31,7 +32,7 @@ class PrepareData(StageConfig):
     raw_dir: ProjectPath = "data_raw"
     """Holds one directory per source key; files laid there by hand win over the hub."""
     output_dir: ProjectPath = "data_proc"
-    """Where {sft,pref}_{train,val,test}.jsonl, the dropped records, the manifest and the card go."""
+    """Where {sft,pref,text}_{train,val,test}.jsonl, the dropped records, the manifest and the card go."""
     catalogue: ProjectPath = "configs/datasets.yaml"
     """The list of known sets."""
     hub: Literal["huggingface", "modelscope", "none"] = "huggingface"
@@ -69,10 +70,27 @@ class PrepareData(StageConfig):
             raise ValueError("the shares of train, val and test are finite, not negative, and not all 0")
         return split
 
+    @field_validator("blacklist")
+    @classmethod
+    def _patterns(cls, blacklist):
+        for pattern in blacklist:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
+        return blacklist
+
+    @model_validator(mode="after")
+    def _tokens_need_a_tokenizer(self):
+        if self.rules.max_tokens and not self.tokenizer:
+            raise ValueError("rules.max_tokens: set `tokenizer` as well, the tokens are counted with it")
+        return self
+
     max_bad_rows: float = Field(0.01, ge=0, le=1)
     """Share of unusable rows in one file above which the stage stops (2) and shows the first of them."""
     tokenizer: str | None = None
-    """Directory or hub id of a tokenizer on disk, for token counts in the card; null counts characters only."""
+    """Directory or hub id of a tokenizer on disk, for token counts in the card and `rules.max_tokens`; null counts
+    characters only."""
     seed: int = 42
     """Seed of sampling and split."""
     workers: int = Field(0, ge=0)
@@ -81,7 +99,7 @@ class PrepareData(StageConfig):
     """local: processes on this machine; ray: tasks on a Ray cluster (requirements-cluster.txt, docs/scale.md)."""
     ray_address: str = "auto"
     """Of the Ray cluster: auto, local, or host:port."""
-    block_mib: float = Field(4, gt=0)
+    block_mib: float = Field(2, gt=0)
     """Raw data in one block: the unit of work and of resuming."""
 
 
@@ -136,8 +154,11 @@ class TrainOrpo(PreferenceTraining):
     """Preference pairs."""
     beta: float = Field(0.2, gt=0)
     """Weight of the odds-ratio term (lambda in the paper)."""
-    length_penalty: float = Field(0.02, ge=0)
-    """Takes this x (len chosen - len rejected) / max(len) off the log odds ratio: a light hand against long answers."""
+    length_penalty: float = Field(0.02, ge=0, allow_inf_nan=False)
+    """Adds this x (len chosen - len rejected) / max(len) to the log odds ratio inside the sigmoid, so that a longer
+    chosen answer pulls less and a shorter one more. At even odds a chosen answer of twice the length pulls 0.5 % less
+    with 0.02 (a light hand beside ORPO's own average per token), half as much with 2.2: raise it where the trained
+    model grows wordy. 0 is off. The likelihood term is not touched: it learns the chosen answer whatever its length."""
     nll_on: Literal["response", "all"] = "response"
     """Tokens of the likelihood term: the chosen answer, or prompt and answer as in TRL."""
     trainer: Trainer = Trainer(learning_rate=8e-5)
@@ -160,6 +181,34 @@ class TrainDpo(PreferenceTraining):
     """Preference pairs."""
     beta: float = Field(0.2, gt=0)
     """How strongly the policy is held to the reference."""
+    loss_type: Literal["sigmoid", "sigmoid_norm"] = "sigmoid"
+    """TRL's names. sigmoid: DPO on summed log-ratios. sigmoid_norm: each log-ratio divided by its answer's tokens, for
+    pairs of very different lengths; rewards are then per token, so it needs a larger beta (2 or more) to be felt. Of
+    sigmoid_norm, length_penalty and ld_alpha at most one is set: each of them corrects for length."""
+    length_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """R-DPO (Park et al. 2024, arXiv 2403.19159): adds this x (len chosen - len rejected), in tokens, to the margin
+    inside the sigmoid. The first choice where chosen answers are longer and the trained model grows wordy. A start:
+    ln(p / (1 - p)) / gap, where p is the share of pairs with the longer answer chosen and gap their mean difference in
+    tokens (60 % and 100 tokens: 0.004); more teaches brevity. Where nearly every chosen answer is the longer one, no
+    penalty tells length from quality (Adam scales the weakened pull up again): mend the data. 0 is off."""
+    ld_alpha: float | None = Field(None, ge=0, le=1)
+    """LD-DPO (Liu et al. 2024, arXiv 2409.06411), as in TRL: tokens of the longer answer beyond the length of the
+    shorter one count this much, in policy and reference. For pairs where the tail of the longer answer is padding:
+    0 ignores it, 1 is plain DPO. null is off."""
+
+    @field_validator("length_penalty", "ld_alpha")
+    @classmethod
+    def _one_length_control(cls, value, info: ValidationInfo):
+        """A check per field, not of the whole: it is made beside whatever else is wrong with the file."""
+        on = {"loss_type: sigmoid_norm": info.data.get("loss_type") == "sigmoid_norm"}
+        if info.field_name == "ld_alpha":
+            on["length_penalty"] = bool(info.data.get("length_penalty"))
+        clash = " or ".join(name for name, is_on in on.items() if is_on)
+        is_off = value is None if info.field_name == "ld_alpha" else value == 0
+        if clash and not is_off:
+            raise ValueError(f"not together with {clash}: each corrects for length; keep one")
+        return value
+
     reference_free: bool = False
     """Use a uniform reference: no reference pass, no anchor to the SFT model."""
     trainer: Trainer = Trainer(learning_rate=5e-5)

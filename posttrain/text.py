@@ -29,7 +29,6 @@ _HAS_WIDE = re.compile("[\u3000０-９Ａ-Ｚａ-ｚ]")
 _SPACES = re.compile("[ \t\xa0\u2000-\u200a\u202f\u205f\u3000]+")
 _AROUND_LINE_END = re.compile(r" *\n *")
 _BLANK_LINES = re.compile(r"\n{3,}")
-_INNER_BLANKS = re.compile(r"(?<=\S)[ \t]+")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Of the training text.
@@ -69,11 +68,6 @@ def key_text(text: str) -> str:
     """The form that texts are compared by: folded, lower case, without white space. Texts with one key may still
     differ: in exponents, case, indentation."""
     return "".join(folded_text(text).lower().split())
-
-
-def exact_text(text: str) -> str:
-    """NFC, each run of spaces and tabs inside a line one space; case, line ends and indentation stay."""
-    return _INNER_BLANKS.sub(" ", unicodedata.normalize("NFC", text))
 
 
 def han_count(text: str) -> int:

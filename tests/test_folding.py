@@ -32,8 +32,9 @@ def test_a_block_folds_as_its_texts_do(texts):
     folded = fold(texts)
     assert folded.texts == [folded_text(text) for text in texts]
     assert "".join(folded.texts) == folded.codes.tobytes().decode("utf-32-le")
-    for text, as_written in zip(texts, folded.as_written.tolist(), strict=True):
-        assert not as_written or written(text) == text
+    for number, text in enumerate(texts):
+        assert not folded.as_written[number] or written(text) == text
+        assert folded.training.get(number, written(text)) == written(text)
 
 
 def test_every_character_folds_as_it_does_alone():
@@ -81,6 +82,8 @@ def test_real_texts_fold_alike():
     folded = fold(texts)
     assert folded.texts == [folded_text(text) for text in texts]
     assert all(written(text) == text for text, same in zip(texts, folded.as_written, strict=True) if same)
+    assert len(folded.training) > 10
+    assert all(written(texts[number]) == text for number, text in folded.training.items())
 
 
 @pytest.mark.parametrize(

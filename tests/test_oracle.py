@@ -23,7 +23,8 @@ from posttrain.data_blocks import Rules
 from posttrain.records import fault_in, read_jsonl
 from posttrain.text import folded_text
 
-TASK = Task("sft", Path(), [], "zh_safe", True, 0, (), (), None, 0.5, None)
+ALL = frozenset(Rules.model_fields)
+TASK = Task("sft", Path(), [], "zh_safe", True, 0, frozenset(), (), (), None, 0.5, None)
 PIECES = [
     "请问", "什么是水？", "水是液体。", "抱歉，我无法回答。", "作为一个人工智能语言模型，",
     "As an AI language model", "I'm sorry, but I can't", "根据以下文章回答", "今天天气如何？", "如下图所示",
@@ -53,7 +54,7 @@ def one_by_one(record, rules):
 def assert_alike(records, rules):
     texts = gathered(records)
     write_training_text(texts, TASK)
-    found = checks.check(texts, rules, checks.tools_for((), (), None, 0.5, None))
+    found = checks.check(texts, rules, checks.tools_for(ALL, (), (), None, 0.5, None))
     for number, record in enumerate(texts.records):
         reason, flags = one_by_one(record, rules)
         assert (found.reasons[number] or (None,))[0] == reason, record

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from posttrain.text import (
     TOUCHED,
     chinese_ratio,
-    exact_text,
     fenced,
     folded_text,
     han_count,
@@ -35,22 +34,6 @@ def test_equal_keys(one, other):
 
 def test_keys_of_different_texts_differ():
     assert key_text("三加二") != key_text("三加四")
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("e\u0301", "é", True),
-        ("甲  乙\t丙", "甲 乙 丙", True),
-        ("2²+1等于几？", "22+1等于几？", False),
-        ("ABC→abc", "abc→ABC", False),
-        ("if a:\n    b()\nc()", "if a:\n    b()\n    c()", False),
-        ("甲\n乙", "甲 乙", False),
-        ("\t甲", "    甲", False),
-    ],
-)
-def test_exact_texts(one, other, same):
-    assert (exact_text(one) == exact_text(other)) is same
 
 
 @pytest.mark.parametrize(

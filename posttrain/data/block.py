@@ -9,7 +9,6 @@ means that the part is whole.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -22,14 +21,14 @@ from posttrain.data import checks, kernels
 from posttrain.data.blocks import Block, rows_of
 from posttrain.data.catalogue import Source
 from posttrain.data.jsonfiles import Fault
-from posttrain.data.mix import unit_hash
+from posttrain.data.mix import unit_digest
 from posttrain.data.reading import Item, Tally, items_in
 from posttrain.data.shape import Texts, gathered, has_calls, replace_text, turns_of
 from posttrain.data.telling import readable
 from posttrain.data_blocks import Rules
 from posttrain.runs import write_json
 from posttrain.text import has_lone_surrogate
-from posttrain.text_forms import MARKUP, about_markup, written
+from posttrain.text_forms import about_markup, written
 
 SAMPLES = 3  # of each reason, per part
 COLUMNS = np.dtype([
@@ -37,9 +36,10 @@ COLUMNS = np.dtype([
     ("group", "u8"), ("chars", "u4"), ("tokens", "u4"), ("bytes", "u4"), ("key_bytes", "u4"), ("flags", "u4"),
     ("source", "u2"), ("turns", "u2"), ("lang", "u1"),
 ])  # fmt: skip
-# Per record, 97 bytes. digest: of the whole key; order, prompt: mix.unit_hash of id and question; answer, other: of
+# Per record, 89 bytes. digest: of the whole key; order, prompt: mix.unit_hash of id and question; answer, other: of
 # the answer (of a pair: chosen and rejected); opening: of its first 12 characters; group: of meta.post; flags: bits
 # of FLAGS.
+HASHED = ("digest", "order", "prompt", "answer", "other", "opening", "group")
 FLAGS = tuple(name for name, field in Rules.model_fields.items() if "flag" in get_args(field.annotation))
 
 
@@ -55,6 +55,8 @@ class Task(NamedTuple):
     text_form: str
     strip_html: bool
     seed: int
+    active: frozenset[str]
+    """Rules that are on in some source."""
     words: tuple[tuple[str, Path], ...]
     """(topic, word list)."""
     blacklist: tuple[str, ...]
@@ -113,7 +115,8 @@ def cleaned(block: Block, task: Task) -> Cleaned:
             records.append(item)
     texts = gathered([item.result for item in records])
     write_training_text(texts, task)
-    tools = checks.tools_for(task.words, task.blacklist, task.benchmarks, task.min_coverage, task.tokenizer)
+    tools = checks.tools_for(task.active, task.words, task.blacklist, task.benchmarks, task.min_coverage,
+                             task.tokenizer)  # fmt: skip
     found = checks.check(texts, source.rules, tools)
     for number, (item, reason) in enumerate(zip(records, found.reasons, strict=True)):
         if reason:
@@ -133,16 +136,24 @@ def write_training_text(texts: Texts, task: Task) -> None:
     if task.text_form == "raw":
         changed = np.flatnonzero([has_lone_surrogate(text) for text in texts.originals])
     elif task.text_form == "zh_safe":
-        changed = np.flatnonzero(~texts.folded.as_written)
+        for number, text in texts.folded.training.items():
+            owner = int(np.searchsorted(texts.bounds[1:], number, "right"))
+            replace_text(texts.records[owner], number - int(texts.bounds[owner]), text)
+        by_hand = ~texts.folded.as_written
+        by_hand[list(texts.folded.training)] = False
+        changed = np.flatnonzero(by_hand)
     else:
         changed = np.arange(len(texts.originals))
     owners = np.searchsorted(texts.bounds[1:], changed, "right")
     for number, owner in zip(changed.tolist(), owners.tolist(), strict=True):
         before, first = texts.originals[number], int(texts.bounds[owner])
-        strip = task.strip_html and ("<" in before or "&" in before) and MARKUP.search(before) is not None
-        # Markup is left where any turn of the record speaks of it.
-        strip = strip and not any(map(about_markup, texts.originals[first : texts.bounds[owner + 1]]))
-        if (after := written(before, task.text_form, strip)) != before:
+        after = written(before, task.text_form, False)
+        if task.strip_html and ("<" in before or "&" in before):
+            stripped = written(before, task.text_form, True)
+            # Markup is left where any turn of the record speaks of it.
+            if stripped != after and not any(map(about_markup, texts.originals[first : texts.bounds[owner + 1]])):
+                after = stripped
+        if after != before:
             replace_text(texts.records[owner], number - first, after)
 
 
@@ -213,37 +224,34 @@ def columns_of(block: Block, task: Task, texts: Texts, kept: np.ndarray, found: 
     columns = np.zeros(len(kept), COLUMNS)
     codes, starts = kernels.keys(texts.folded, np.arange(len(texts.originals) + 1))  # of each turn
     whole, ends, bounds = codes.tobytes().decode("utf-32-le"), starts.tolist(), texts.bounds.tolist()
-    hashed: dict[str, list[int]] = {name: [] for name in ("order", "prompt", "answer", "other", "opening", "group")}
-    keys, digests, flags = [], [], []
+    hashed: dict[str, list[bytes]] = {name: [] for name in HASHED}
+    keys, flags, nothing = [], [], bytes(8)
     for number in kept.tolist():
         record, first, last = texts.records[number], bounds[number], bounds[number + 1] - 1
         keys.append(key := whole[ends[first] : ends[last + 1]].encode())
-        digests.append(hashlib.sha256(key + calls_of(record)).digest()[:16])
+        hashed["digest"].append(digest(key + calls_of(record), 16))
         asked = first + question_of(record)
         question = whole[ends[asked] : ends[asked + 1]]
         answered = last - ("chosen" in record)
         answer = whole[ends[answered] : ends[answered + 1]]
-        hashed["order"].append(unit_hash(task.seed, record["id"]))
-        hashed["prompt"].append(unit_hash(task.seed, question[:64] if "text" in record else question))
-        hashed["answer"].append(hash64(answer))
-        hashed["other"].append(hash64(whole[ends[last] : ends[last + 1]]) if "chosen" in record else 0)
-        hashed["opening"].append(hash64(answer[:12]))
         group = record["meta"].get("post")
-        hashed["group"].append(0 if group is None else hash64(str(group)))
+        hashed["order"].append(unit_digest(task.seed, record["id"]))
+        hashed["prompt"].append(unit_digest(task.seed, question[:64] if "text" in record else question))
+        hashed["answer"].append(digest(answer.encode()))
+        hashed["other"].append(digest(whole[ends[last] : ends[last + 1]].encode()) if "chosen" in record else nothing)
+        hashed["opening"].append(digest(answer[:12].encode()))
+        hashed["group"].append(nothing if group is None else digest(str(group).encode()))
         flagged = found.flags.get(number)
         flags.append(sum(1 << FLAGS.index(name) for name, _ in flagged) if flagged else 0)
-    if keys:
-        columns["digest"] = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
     for name, values in hashed.items():
-        columns[name] = values
+        columns[name] = np.frombuffer(b"".join(values), ">u8").reshape(columns[name].shape)
     columns["flags"] = flags
     columns["chars"], columns["tokens"] = found.chars[kept], found.tokens[kept]
     columns["bytes"], columns["key_bytes"] = [len(line) for line in lines], [len(key) for key in keys]
     columns["source"], columns["lang"] = block.source, found.languages[kept]
     columns["turns"] = np.minimum(found.turns[kept], 65535)
-    starts = starts[texts.bounds]
-    inside, offsets = kernels.ranges(starts[kept], np.diff(starts)[kept])
-    return columns, keys, kernels.band_hashes(*kernels.shingle_hashes(codes[inside], offsets))
+    bands = kernels.band_hashes(*kernels.shingle_hashes(codes, starts[texts.bounds])) if len(kept) else np.zeros((0, 0))
+    return columns, keys, np.ascontiguousarray(bands[:, kept])
 
 
 def calls_of(record: dict) -> bytes:
@@ -260,11 +268,6 @@ def question_of(record: dict) -> int:
     return 1 if turns[0].get("role") == "system" else 0  # records.fault_in: a system turn, then the question
 
 
-def hash64(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
-def kept_lines(directory: Path, number: int) -> Iterator[bytes]:
-    """The clean records of a part, as lines."""
-    with open(part_path(directory, number, "jsonl"), "rb") as lines:
-        yield from lines
+def digest(data: bytes, length: int = 8) -> bytes:
+    """The first bytes of SHA-256."""
+    return hashlib.sha256(data).digest()[:length]

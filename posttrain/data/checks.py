@@ -8,12 +8,14 @@ one of the phrases that it needs. tests/test_oracle.py holds the outcome to rule
 import functools
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from posttrain.data import decontaminate, kernels, pii
+from posttrain.data.catalogue import Source
 from posttrain.data.folding import tables
 from posttrain.data.rules import DIGITS, RULES, SCRIPTS, View
 from posttrain.data.shape import Texts, has_calls, replace_text, turns_of
@@ -55,15 +57,16 @@ class Found(NamedTuple):
 
 
 @functools.lru_cache(2)
-def tools_for(words: tuple[tuple[str, Path], ...], blacklist: tuple[str, ...], benchmarks: Path | None,
-              min_coverage: float, tokenizer: Path | None) -> Tools:  # fmt: skip
-    """Built once per process and task."""
+def tools_for(active: frozenset[str], words: tuple[tuple[str, Path], ...], blacklist: tuple[str, ...],
+              benchmarks: Path | None, min_coverage: float, tokenizer: Path | None) -> Tools:  # fmt: skip
+    """Built once per process and task, for the rules that are on in some source."""
     wanted: dict[str, list[str]] = {}
     for rule in RULES:
-        for phrase in rule.needs:
+        for phrase in rule.needs if rule.name in active else ():
             if phrase not in (DIGITS, SCRIPTS):
                 wanted.setdefault(phrase, []).append(rule.name)
-    listed = [(word, topic) for topic, path in words for word in load_list(path)]
+    lists = words if "keywords" in active else ()
+    listed = [(word, topic) for topic, path in lists for word in load_list(path)]
     for word, _ in listed:
         wanted.setdefault(word, []).append("keywords")
     encoder = None
@@ -75,6 +78,12 @@ def tools_for(words: tuple[tuple[str, Path], ...], blacklist: tuple[str, ...], b
                  Words([word for word, _ in listed]) if listed else None, [topic for _, topic in listed],
                  [re.compile(pattern) for pattern in blacklist],
                  decontaminate.load(benchmarks) if benchmarks else None, min_coverage, encoder)  # fmt: skip
+
+
+def active_rules(sources: Iterable[Source]) -> frozenset[str]:
+    """The rules that some source flags, drops or masks by."""
+    return frozenset(name for source in sources for name, value in source.rules.model_dump().items()
+                     if value in ("flag", "drop", "mask"))  # fmt: skip
 
 
 def check(texts: Texts, rules: Rules, tools: Tools) -> Found:

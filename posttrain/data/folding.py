@@ -13,7 +13,7 @@ import numpy as np
 
 from posttrain.text import HAN, folded_text
 
-HAN_BIT, ALNUM, DIGIT, LETTER, SPACE, LINE_END, DROPPED, SLOW, REWRITTEN = (1 << bit for bit in range(9))
+HAN_BIT, ALNUM, DIGIT, LETTER, SPACE, LINE_END, DROPPED, SLOW, REWRITTEN, SAFE = (1 << bit for bit in range(10))
 _UNIFIED = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0x20000, 0x2A6E0), (0x2A700, 0x2EBE1), (0x30000, 0x323B0))
 _HANGUL = (0xAC00, 0xD7A4)
 _SPACES = {0x20, 0x09, 0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000}
@@ -31,7 +31,7 @@ class Tables(NamedTuple):
     folded: np.ndarray
     """uint32: the character it becomes."""
     bits: np.ndarray
-    """uint16: HAN_BIT ... of what it becomes; SLOW, DROPPED and REWRITTEN of what it is."""
+    """uint16: HAN_BIT ... of what it becomes; SLOW, DROPPED, REWRITTEN and SAFE of what it is."""
     lower: np.ndarray
     """uint32: lower case, where that is one character."""
 
@@ -65,7 +65,8 @@ def tables() -> Tables:
         folded[code] = ord(form)
         rewritten = code in _WIDE or form in " \n" and char not in " \n" or char in "<&" or not (
             unicodedata.is_normalized("NFC", char))  # fmt: skip
-        bits[code] = _kind(form, han) | (REWRITTEN if rewritten else 0)
+        safe = code in _WIDE or form in " \n"  # folded in the training text too
+        bits[code] = _kind(form, han) | (REWRITTEN if rewritten else 0) | (SAFE if safe else 0)
         if len(small := form.lower()) == 1:
             lower[ord(form)] = ord(small)
     bits[0xD800:0xE000] = DROPPED
@@ -107,6 +108,9 @@ class Folded(NamedTuple):
     """int64, where each text begins in `codes`, and the end: one more than texts."""
     as_written: np.ndarray
     """bool per text: text.training_text and HTML stripping leave the original as it is."""
+    training: dict[int, str]
+    """The training text of those of the others that need nothing but white space, widths and invisible characters
+    folded; what holds indentation, code blocks, markup or characters that compose goes through text_forms.written."""
 
 
 def fold(originals: list[str]) -> Folded:
@@ -114,28 +118,33 @@ def fold(originals: list[str]) -> Folded:
     table = tables()
     texts, codes, starts = _joined([text.replace("…", "...") if "…" in text else text for text in originals])
     slow = np.flatnonzero(table.bits[codes] & SLOW)
-    rewritten = np.zeros(len(texts), bool)
+    rewritten, by_hand = np.zeros(len(texts), bool), np.zeros(len(texts), bool)
     if len(slow):
-        numbers = np.unique(np.searchsorted(starts[1:], slow, "right"))
-        rewritten[numbers] = True
-        for number in numbers.tolist():
+        _mark(by_hand, starts, slow)
+        for number in np.flatnonzero(by_hand).tolist():
             texts[number] = folded_text(texts[number])
         texts, codes, starts = _joined(texts)
+    rewritten |= by_hand
     bits = table.bits[codes]
     _mark(rewritten, starts, np.flatnonzero(bits & REWRITTEN))
+    _mark(by_hand, starts, np.flatnonzero((codes == ord("<")) | (codes == ord("&")) | (codes == 0x200D)))
     dropped = (bits & DROPPED) != 0
     returns = np.flatnonzero(codes == 13)
     if len(returns):  # \r\n is one line end
         after = returns[returns + 1 < len(codes)] + 1
         after = after[codes[after] == 10]
         dropped[after[~np.isin(after, starts)]] = True
-    codes = table.folded[codes]
+    codes, safe = table.folded[codes], np.where(bits & SAFE, table.folded[codes], codes)
     if dropped.any():
         _mark(rewritten, starts, np.flatnonzero(dropped))
-        codes, bits, starts = _without(dropped, codes, bits, starts)
-    codes, bits, starts = _with_white_space_folded(codes, bits, starts, rewritten)
+        codes, safe, bits, starts = _without(dropped, starts, codes, safe, bits)
+    codes, safe, bits, starts = _with_white_space_folded(codes, safe, bits, starts, rewritten, by_hand)
     whole, ends = codes.tobytes().decode("utf-32-le"), starts.tolist()
-    return Folded([whole[a:b] for a, b in zip(ends, ends[1:], strict=False)], codes, bits, starts, ~rewritten)
+    training = {}
+    for number in np.flatnonzero(rewritten & ~by_hand).tolist():
+        if not any(mark in originals[number] for mark in ("…", "```", "~~~")):
+            training[number] = safe[ends[number] : ends[number + 1]].tobytes().decode("utf-32-le")
+    return Folded([whole[a:b] for a, b in zip(ends, ends[1:], strict=False)], codes, bits, starts, ~rewritten, training)
 
 
 def _joined(texts: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -151,16 +160,17 @@ def _mark(marks: np.ndarray, starts: np.ndarray, places: np.ndarray) -> None:
         marks[np.searchsorted(starts[1:], places, "right")] = True
 
 
-def _without(dropped: np.ndarray, codes: np.ndarray, bits: np.ndarray, starts: np.ndarray) -> tuple:
+def _without(dropped: np.ndarray, starts: np.ndarray, *arrays: np.ndarray) -> tuple:
     before = np.searchsorted(np.flatnonzero(dropped), starts)
     kept = ~dropped
-    return codes[kept], bits[kept], starts - before
+    return *(array[kept] for array in arrays), starts - before
 
 
-def _with_white_space_folded(codes, bits, starts, rewritten) -> tuple:
+def _with_white_space_folded(codes, safe, bits, starts, rewritten, by_hand) -> tuple:
     """Each run of white space in a text becomes ' ', '\\n' or '\\n\\n' by its number of line ends; at its ends nothing.
 
-    Marks in `rewritten` the texts in which this, or training_text's folding of the same places, changes something.
+    Marks in `rewritten` the texts in which this, or training_text's folding of the same places, changes something; in
+    `by_hand` those with an indentation, which training_text keeps.
     """
     white = (bits & np.uint16(SPACE | LINE_END)) != 0
     at_start = np.zeros(len(codes) + 1, bool)
@@ -171,7 +181,7 @@ def _with_white_space_folded(codes, bits, starts, rewritten) -> tuple:
     beside[:-1] |= white[1:]
     places = np.flatnonzero(white & beside)
     if not len(places):
-        return codes, bits, starts
+        return codes, safe, bits, starts
     begins = np.ones(len(places), bool)
     begins[1:] = (places[1:] != places[:-1] + 1) | at_start[places[1:]]
     runs = np.flatnonzero(begins)
@@ -180,15 +190,18 @@ def _with_white_space_folded(codes, bits, starts, rewritten) -> tuple:
     outer = at_start[first] | at_start[last + 1]
     length = last - first + 1
     _mark(rewritten, starts, first[outer | (length > 2) | ((length == 2) & (line_ends < 2))])
+    _mark(by_hand, starts, first[((bits[last] & SPACE) != 0) & ((line_ends > 0) | at_start[first])])
     kept = np.where(outer, 0, np.minimum(np.maximum(line_ends, 1), 2))
     dropped = np.zeros(len(codes), bool)
     dropped[places] = True
     dropped[first[kept >= 1]] = False
     dropped[first[kept == 2] + 1] = False
     single = kept == 1
-    codes[first[single]] = np.where(line_ends[single] > 0, 10, 32)
+    for array in (codes, safe):
+        array[first[single]] = np.where(line_ends[single] > 0, 10, 32)
+        for offset in (0, 1):
+            array[first[kept == 2] + offset] = 10
     bits[first[single]] = np.where(line_ends[single] > 0, LINE_END, SPACE)
     for offset in (0, 1):
-        codes[first[kept == 2] + offset] = 10
         bits[first[kept == 2] + offset] = LINE_END
-    return _without(dropped, codes, bits, starts) if dropped.any() else (codes, bits, starts)
+    return _without(dropped, starts, codes, safe, bits) if dropped.any() else (codes, safe, bits, starts)

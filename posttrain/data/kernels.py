@@ -66,8 +66,9 @@ class Counts:
 
 
 def _per_text(folded: Folded, bit: int) -> np.ndarray:
-    places = np.flatnonzero(folded.bits & np.uint16(bit))
-    return np.diff(np.searchsorted(places, folded.starts))
+    before = np.zeros(len(folded.bits) + 1, np.int32)
+    np.cumsum((folded.bits & np.uint16(bit)) != 0, dtype=np.int32, out=before[1:])
+    return np.diff(before[folded.starts]).astype(np.int64)
 
 
 LANGUAGES = ("none", "zh", "en", "other")
@@ -93,8 +94,13 @@ def repetition(folded: Folded, texts: np.ndarray, most: float) -> np.ndarray:
     if not len(long):
         return share
     windows = lengths[long] - 3
-    indices, offsets = ranges(folded.starts[texts[long]], windows)
-    hashes = _polynomials(folded.codes, 4)[indices]
+    offsets = np.concatenate(([0], np.cumsum(windows)))
+    border = np.zeros(len(folded.codes) + 1, np.int8)
+    begins = folded.starts[texts[long]]
+    border[begins] += 1
+    border[begins + windows] -= 1
+    inside = np.cumsum(border[: len(folded.codes) - 3], dtype=np.int8).view(bool)
+    hashes = _polynomials(folded.codes, 4)[inside]
     slots = (hashes >> np.uint64(32)) * np.repeat(windows.astype(np.uint64), windows) >> np.uint64(32)
     flags = np.zeros(offsets[-1], np.uint8)
     flags[slots.astype(np.int64) + np.repeat(offsets[:-1], windows)] = 1
@@ -132,15 +138,17 @@ def keys(folded: Folded, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def shingle_hashes(codes: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(hashes, offsets) of the 5-character shingles of every key; a shorter key is one shingle, padded with zeros."""
     lengths = np.diff(starts)
-    count = np.maximum(lengths - SHINGLE + 1, 1)
-    hashes = window_hashes(np.concatenate((codes, np.zeros(SHINGLE, np.uint32))), SHINGLE)
-    indices, offsets = ranges(starts[:-1], count)
-    hashes = hashes[indices]
-    for short in np.flatnonzero(lengths < SHINGLE).tolist():
-        padded = np.zeros(SHINGLE, np.uint32)
-        padded[: lengths[short]] = codes[starts[short] : starts[short + 1]]
-        hashes[offsets[short]] = window_hashes(padded, SHINGLE)[0]
-    return hashes, offsets
+    short = np.flatnonzero(lengths < SHINGLE)
+    if len(short):  # make each of them 5 long
+        padding = np.repeat(starts[short + 1], SHINGLE - lengths[short])
+        codes = np.insert(codes, padding, 0)
+        lengths = np.maximum(lengths, SHINGLE)
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+    hashes = window_hashes(codes, SHINGLE)
+    inside = np.ones(len(hashes), bool)  # not over the border of two keys
+    for back in range(1, SHINGLE):
+        inside[starts[1:-1] - back] = False
+    return hashes[inside], np.concatenate(([0], np.cumsum(lengths - SHINGLE + 1)))
 
 
 def band_hashes(hashes: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -21,10 +21,14 @@ GROUPS = ("zh", "not zh")
 TEXT_KEY_CHARS = 64
 
 
+def unit_digest(seed: int, text: str) -> bytes:
+    """8 bytes that follow from seed and text: the first ones of SHA-256 over `seed:text`."""
+    return hashlib.sha256(f"{seed}:{text}".encode("utf-8", "surrogatepass")).digest()[:8]
+
+
 def unit_hash(seed: int, text: str) -> int:
-    """A number in [0, 2**64) that follows from seed and text: the first 8 bytes of SHA-256 over `seed:text`."""
-    digest = hashlib.sha256(f"{seed}:{text}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big")
+    """unit_digest as a number in [0, 2**64)."""
+    return int.from_bytes(unit_digest(seed, text), "big")
 
 
 def prompt_hash(record: dict, seed: int) -> int:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import csr_array
 
 from posttrain.data import kernels
 from posttrain.data.executor import Map
@@ -28,7 +27,7 @@ def clusters(parts: list["KeyFile"], candidates: np.ndarray, min_jaccard: float,
     """
     count = len(candidates)
     labels = np.arange(count)
-    good, rejected = [np.zeros((0, 2), np.int64)], np.zeros(0, np.int64)
+    rejected = np.zeros(0, np.int64)
     begins = np.cumsum([0, *(part.records for part in parts)])
     for band in range(kernels.BANDS):
         pairs = _in_one_bucket(_band(parts, begins, candidates, band))
@@ -41,13 +40,20 @@ def clusters(parts: list["KeyFile"], candidates: np.ndarray, min_jaccard: float,
                 for at in range(0, len(pairs), CHUNK))  # fmt: skip
         similar = np.concatenate(list(mapped(verified, jobs)))
         rejected = np.union1d(rejected, codes[~similar])
-        good.append(pairs[similar])
-        edges = np.concatenate(good)
-        graph = coo_array((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(count, count))
-        labels = connected_components(graph, directed=False)[1]
-    first = np.zeros(labels.max() + 1 if count else 0, np.int64)
-    first[labels[::-1]] = np.arange(count)[::-1]
-    return first[labels]
+        labels = joined(labels, pairs[similar])
+    return labels
+
+
+def joined(labels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Labels (each the smallest member of its cluster) after the clusters of these pairs became one: the smaller label
+    is handed on until nothing changes."""
+    labels = labels.copy()
+    while len(pairs := pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]):
+        ends = labels[pairs]
+        np.minimum.at(labels, ends.max(1), ends.min(1))
+        while (jumped := labels[labels] != labels).any():
+            labels[jumped] = labels[labels[jumped]]
+    return labels
 
 
 class KeyFile:

@@ -22,6 +22,7 @@ from posttrain.data.block import FLAGS, Task, process
 from posttrain.data.blocks import Block, blocks_of
 from posttrain.data.card import load_tokenizer, write_cards
 from posttrain.data.catalogue import Source, load_catalogue, sources_of
+from posttrain.data.checks import active_rules
 from posttrain.data.executor import Map, workers
 from posttrain.data.hub import download_source
 from posttrain.data.measures import changed_rules
@@ -33,8 +34,6 @@ from posttrain.data.writing import Samples, ids_of, numbers_of, write_dropped, w
 from posttrain.errors import UserFault
 from posttrain.runs import Run, describe_file
 from posttrain.stages import PrepareData
-
-FORMAT = 1  # of the parts: another number makes them anew
 
 
 def build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: dict) -> dict:
@@ -73,10 +72,11 @@ def build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: di
 
 
 def work_directory(run: Run, kind: str) -> Path:
-    """Where the parts of this set lie until it is complete. Named by what it is made of, so that an interrupted run
-    goes on only with parts that are its own; those of other runs are removed."""
-    config = run.loaded.config
-    identity = json.dumps([run.identity, config.block_mib, FORMAT], sort_keys=True)
+    """Where the parts of this set lie until it is complete. Named by what it is made of and by the code that makes it,
+    so that an interrupted run goes on only with parts that are its own; those of other runs are removed."""
+    code = [path.read_bytes() for path in sorted([*(ROOT / "posttrain/data").glob("*.py"),
+                                                  *(ROOT / "posttrain").glob("*.py")])]  # fmt: skip
+    identity = json.dumps([run.identity, run.loaded.config.block_mib, hashlib.sha256(b"".join(code)).hexdigest()])
     work = run.dir / f".{kind}_work-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     for other in run.dir.glob(f".{kind}_work-*"):
         if other != work:
@@ -98,8 +98,9 @@ def task_of(config: PrepareData, kind: str, sources: list[Source], work: Path) -
     if config.tokenizer:
         tokenizer = work / "tokenizer.json"
         tokenizer.write_text(load_tokenizer(config.tokenizer).backend_tokenizer.to_str(), encoding="utf-8")
-    return Task(kind, work, sources, config.text_form, config.strip_html, config.seed, word_lists(config),
-                tuple(config.blacklist), index, config.decontaminate.min_coverage, tokenizer)  # fmt: skip
+    return Task(kind, work, sources, config.text_form, config.strip_html, config.seed, active_rules(sources),
+                word_lists(config), tuple(config.blacklist), index, config.decontaminate.min_coverage,
+                tokenizer)  # fmt: skip
 
 
 def word_lists(config: PrepareData) -> tuple[tuple[str, Path], ...]:

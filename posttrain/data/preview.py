@@ -9,6 +9,7 @@ from posttrain.config import in_project, shown
 from posttrain.data.block import Task
 from posttrain.data.card import load_tokenizer
 from posttrain.data.catalogue import KINDS, Source, load_catalogue, sources_of
+from posttrain.data.checks import active_rules
 from posttrain.data.mix import MixedBucketSampler
 from posttrain.data.mix import lines as mix_lines
 from posttrain.data.pipeline import benchmark_paths, word_lists
@@ -37,7 +38,8 @@ def plan_set(plan: Plan, kind: str) -> None:
     for source in sources:
         if source not in present:
             plan_missing(plan, kind, source)
-    task = Task(kind, Path(), sources, config.text_form, config.strip_html, config.seed, word_lists(config),
+    active = active_rules(sources) if plan.dry_run else frozenset()
+    task = Task(kind, Path(), sources, config.text_form, config.strip_html, config.seed, active, word_lists(config),
                 tuple(config.blacklist), None, config.decontaminate.min_coverage, None)  # fmt: skip
     samples = [plan_present(plan, kind, source, sources.index(source), task) for source in present]
     if plan.dry_run and sources:
@@ -125,12 +127,20 @@ def plan_present(plan: Plan, kind: str, source: Source, number: int, task: Task)
                            f"{fault.reason}: {fault.detail[:300]}")  # fmt: skip
     elif plan.dry_run:
         place, raw, record, reason = sample.record
-        layout = detect(raw, source.entry.format if source.entry else "auto")
+        layout = layout_of(raw, source)
         own = "" if source.entry else "; not in the catalogue, recognised by its columns"
         plan.fact("example", f"{kind} {source.key}: {place} (layout {layout}{own})")
         plan.fact("example", f"  raw:    {_cut(raw)}")
         plan.fact("example", f"  record: {_cut(record)}{f'  -> dropped: {reason}' if reason else ''}")
     return sample
+
+
+def layout_of(raw: object, source: Source) -> str | None:
+    """The name of a row's layout, its columns renamed as the catalogue says."""
+    entry = source.entry
+    if entry and isinstance(raw, dict):
+        raw = raw | {ours: raw[theirs] for ours, theirs in entry.columns.items() if theirs in raw}
+    return detect(raw, entry.format if entry else "auto")
 
 
 def plan_mix(plan: Plan, kind: str, sources: list[Source], samples: list[Sample]) -> None:
