@@ -74,8 +74,9 @@ class Rules(Block):
     """Equal to an earlier record but for width, case and white space (SHA-256 of the key text)."""
     near_duplicate: Action = "drop"
     """5-character shingles alike to those of an earlier record."""
-    min_jaccard: float = Field(0.8, gt=0, le=1)
-    """Jaccard similarity from which two records are near duplicates. One value for all sources."""
+    min_jaccard: float = Field(0.8, ge=0.7, le=1)
+    """Jaccard similarity from which two records are near duplicates. One value for all sources. Found by MinHash: of
+    pairs at 0.8 99.8 %, at 0.75 98 %, at 0.7 93 %."""
 
 
 class Decontaminate(Block):

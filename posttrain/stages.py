@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -59,7 +59,7 @@ class PrepareData(StageConfig):
     """Benchmarks that must not be in the training data."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of train, val and test. One prompt, or one cluster of near duplicates, never stands on two sides."""
-    split_counts: tuple[int, int] | None = None
+    split_counts: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
     """Fixed counts of val and test records instead of shares; train gets the rest. The sides then depend on how much
     data there is; with `split` they follow from each record alone."""
 
@@ -99,7 +99,7 @@ class PrepareData(StageConfig):
     """local: processes on this machine; ray: tasks on a Ray cluster (requirements-cluster.txt, docs/scale.md)."""
     ray_address: str = "auto"
     """Of the Ray cluster: auto, local, or host:port."""
-    block_mib: float = Field(2, gt=0)
+    block_mib: float = Field(2, ge=0.001)
     """Raw data in one block: the unit of work and of resuming."""
 
 

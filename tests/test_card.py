@@ -12,8 +12,8 @@ import yaml
 from conftest import run_command, write_rows
 
 from posttrain.data import card, measures, published, telling
-from posttrain.data.block import COLUMNS
 from posttrain.data.catalogue import Entry, Source
+from posttrain.data.columns import COLUMNS
 from posttrain.data_blocks import Rules
 from posttrain.report import dataset, figures, lineage, render
 from posttrain.runs import read_json

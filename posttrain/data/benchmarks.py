@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from posttrain.config import shown
-from posttrain.data.files import data_files, inner_suffix, open_plain, read_rows
+from posttrain.data.files import data_files, inner_suffix, is_data, open_plain, read_rows
 from posttrain.data.jsonfiles import Fault
 from posttrain.errors import UserFault
 from posttrain.text import HAN
@@ -59,7 +59,8 @@ def benchmark_paths(eval_dir: Path, more: list[Path]) -> list[Path]:
     missing = [shown(path) for path in more if not path.exists()]
     if missing:
         raise UserFault(f"decontaminate.benchmarks: not there: {', '.join(missing)}")
-    laid = sorted(p for p in eval_dir.iterdir() if not p.name.startswith(".")) if eval_dir.is_dir() else []
+    inside = sorted(p for p in eval_dir.iterdir() if not p.name.startswith(".")) if eval_dir.is_dir() else []
+    laid = [path for path in inside if path.is_dir() or is_data(Path(path.name))]
     return laid + [path for path in more if path not in laid]
 
 
@@ -71,6 +72,8 @@ def read_benchmarks(paths: list[Path]) -> tuple[list[Item], list[str]]:
     """
     items, notes = [], []
     for path in paths:
+        if not _files(path):
+            notes.append(f"{path.name}: holds no data files, not looked for")
         for file in _files(path):
             name = str(file.relative_to(path)) if path.is_dir() else file.name
             task = path.name if path.is_dir() else path.name.split(".")[0]

@@ -6,11 +6,11 @@ bands, their keys (what near duplicates are verified by), the dropped rows; and 
 means that the part is whole.
 """
 
-import hashlib
+import io
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -20,29 +20,17 @@ from posttrain.config import shown
 from posttrain.data import checks, kernels
 from posttrain.data.blocks import Block, rows_of
 from posttrain.data.catalogue import Source
+from posttrain.data.columns import columns_of
 from posttrain.data.jsonfiles import Fault
-from posttrain.data.mix import unit_digest
 from posttrain.data.reading import Item, Tally, items_in
-from posttrain.data.shape import Texts, gathered, has_calls, replace_text, turns_of
+from posttrain.data.shape import Texts, gathered, replace_text, turns_of
 from posttrain.data.telling import readable
-from posttrain.data_blocks import Rules
-from posttrain.runs import write_json
+from posttrain.runs import read_json, write_json
 from posttrain.text import has_lone_surrogate
-from posttrain.text_forms import about_markup, written
+from posttrain.text_forms import MARKUP, about_markup, written
 
+ENDINGS = ("jsonl", "keys", "columns.npy", "bands.npy", "dropped.zst")
 SAMPLES = 3  # of each reason, per part
-COLUMNS = np.dtype([
-    ("digest", "u8", 2), ("order", "u8"), ("prompt", "u8"), ("answer", "u8"), ("other", "u8"), ("opening", "u8"),
-    ("group", "u8"), ("chars", "u4"), ("tokens", "u4"), ("bytes", "u4"), ("key_bytes", "u4"), ("flags", "u4"),
-    ("source", "u2"), ("turns", "u2"), ("lang", "u1"),
-])  # fmt: skip
-# Per record, 89 bytes. digest: of the whole key; order, prompt: mix.unit_hash of id and question; answer, other: of
-# the answer (of a pair: chosen and rejected); opening: of its first 12 characters; group: of meta.post; flags: bits
-# of FLAGS.
-HASHED = ("digest", "order", "prompt", "answer", "other", "opening", "group")
-FLAGS = tuple(name for name, field in Rules.model_fields.items() if "flag" in get_args(field.annotation))
-
-
 class Task(NamedTuple):
     """What the blocks of one set have in common."""
 
@@ -73,8 +61,8 @@ class Task(NamedTuple):
 def process(block: Block, task: Task) -> dict:
     """Make a block's part and return its summary; a part that is whole already is not made again."""
     summary_path = part_path(task.directory, block.number, "json")
-    if summary_path.is_file():
-        return json.loads(summary_path.read_text(encoding="utf-8"))
+    if (made := read_json(summary_path)) and made["sizes"] == sizes_of(task.directory, block.number):
+        return made
     done = cleaned(block, task)
     summary = write_part(block, task, done) | {
         "block": block.number, "source": block.source, "read": done.read, "dropped": dict(done.dropped.reasons),
@@ -113,6 +101,9 @@ def cleaned(block: Block, task: Task) -> Cleaned:
             dropped.add(*item.result, item, item.raw)
         else:
             records.append(item)
+    if task.strip_html and task.text_form != "raw":
+        for item in records:
+            without_markup(item.result, task.text_form)
     texts = gathered([item.result for item in records])
     write_training_text(texts, task)
     tools = checks.tools_for(task.active, task.words, task.blacklist, task.benchmarks, task.min_coverage,
@@ -131,6 +122,12 @@ def part_path(directory: Path, number: int, ending: str) -> Path:
     return directory / f"{number:06d}.{ending}"
 
 
+def sizes_of(directory: Path, number: int) -> list[int]:
+    """Bytes of a part's files: after a power cut a summary may be whole, and what it sums up not."""
+    paths = [part_path(directory, number, ending) for ending in ENDINGS]
+    return [path.stat().st_size if path.is_file() else -1 for path in paths]
+
+
 def write_training_text(texts: Texts, task: Task) -> None:
     """Put the text that is trained on into the records, in place. Most texts are as they should be and stay."""
     if task.text_form == "raw":
@@ -146,15 +143,21 @@ def write_training_text(texts: Texts, task: Task) -> None:
         changed = np.arange(len(texts.originals))
     owners = np.searchsorted(texts.bounds[1:], changed, "right")
     for number, owner in zip(changed.tolist(), owners.tolist(), strict=True):
-        before, first = texts.originals[number], int(texts.bounds[owner])
-        after = written(before, task.text_form, False)
-        if task.strip_html and ("<" in before or "&" in before):
-            stripped = written(before, task.text_form, True)
-            # Markup is left where any turn of the record speaks of it.
-            if stripped != after and not any(map(about_markup, texts.originals[first : texts.bounds[owner + 1]])):
-                after = stripped
-        if after != before:
-            replace_text(texts.records[owner], number - first, after)
+        before = texts.originals[number]
+        if (after := written(before, task.text_form, False)) != before:
+            replace_text(texts.records[owner], number - int(texts.bounds[owner]), after)
+
+
+def without_markup(record: dict, text_form: str) -> None:
+    """Take tags out of a record's texts, in place, where they are markup; nowhere if a turn speaks of markup. Before
+    anything is counted or compared, so that two copies of a text, one with tags, are one."""
+    said = [turn.get("content", turn.get("text")) for turn in turns_of(record)]
+    if not any(("<" in text or "&" in text) and MARKUP.search(text) for text in said):
+        return
+    if not any(map(about_markup, said)):
+        for turn, text in enumerate(said):
+            if (after := written(text, text_form, True)) != text:
+                replace_text(record, turn, after)
 
 
 # ------------------------------------------------------------------ the part
@@ -206,68 +209,16 @@ def write_part(block: Block, task: Task, done: Cleaned) -> dict:
                     samples.append({"source": record["source"], "place": f"{meta['file']}:{meta['line']}",
                                     "detail": detail[:400], "record": readable(record)})  # fmt: skip
         lines.append(as_line(record | {"meta": meta}))
-    columns, keys, bands = columns_of(block, task, done.texts, kept, found, lines)
+    columns, keys, bands = columns_of(block.source, task.seed, done.texts, kept, found, lines)
     for ending, content in (("jsonl", lines), ("keys", keys)):
         with open(part_path(task.directory, block.number, ending), "wb") as out:
             out.writelines(content)
-    np.save(part_path(task.directory, block.number, "columns.npy"), columns)
-    np.save(part_path(task.directory, block.number, "bands.npy"), bands)
+    for ending, array in (("columns.npy", columns), ("bands.npy", bands)):
+        buffer = io.BytesIO()  # numpy's own writing to a file does not say that a disk is full
+        np.save(buffer, array)
+        part_path(task.directory, block.number, ending).write_bytes(buffer.getbuffer())
     packed = b"".join(done.dropped.lines)
     packed = zstandard.ZstdCompressor(level=3).compress(packed) if packed else b""
     part_path(task.directory, block.number, "dropped.zst").write_bytes(packed)
-    return {"records": len(kept), "flagged": dict(flags), "flagged_samples": flagged_samples, "repairs": dict(repairs)}
-
-
-def columns_of(block: Block, task: Task, texts: Texts, kept: np.ndarray, found: checks.Found,
-               lines: list[bytes]) -> tuple:  # fmt: skip
-    """(columns, keys as UTF-8, band hashes) of the records that stay."""
-    columns = np.zeros(len(kept), COLUMNS)
-    codes, starts = kernels.keys(texts.folded, np.arange(len(texts.originals) + 1))  # of each turn
-    whole, ends, bounds = codes.tobytes().decode("utf-32-le"), starts.tolist(), texts.bounds.tolist()
-    hashed: dict[str, list[bytes]] = {name: [] for name in HASHED}
-    keys, flags, nothing = [], [], bytes(8)
-    for number in kept.tolist():
-        record, first, last = texts.records[number], bounds[number], bounds[number + 1] - 1
-        keys.append(key := whole[ends[first] : ends[last + 1]].encode())
-        hashed["digest"].append(digest(key + calls_of(record), 16))
-        asked = first + question_of(record)
-        question = whole[ends[asked] : ends[asked + 1]]
-        answered = last - ("chosen" in record)
-        answer = whole[ends[answered] : ends[answered + 1]]
-        group = record["meta"].get("post")
-        hashed["order"].append(unit_digest(task.seed, record["id"]))
-        hashed["prompt"].append(unit_digest(task.seed, question[:64] if "text" in record else question))
-        hashed["answer"].append(digest(answer.encode()))
-        hashed["other"].append(digest(whole[ends[last] : ends[last + 1]].encode()) if "chosen" in record else nothing)
-        hashed["opening"].append(digest(answer[:12].encode()))
-        hashed["group"].append(nothing if group is None else digest(str(group).encode()))
-        flagged = found.flags.get(number)
-        flags.append(sum(1 << FLAGS.index(name) for name, _ in flagged) if flagged else 0)
-    for name, values in hashed.items():
-        columns[name] = np.frombuffer(b"".join(values), ">u8").reshape(columns[name].shape)
-    columns["flags"] = flags
-    columns["chars"], columns["tokens"] = found.chars[kept], found.tokens[kept]
-    columns["bytes"], columns["key_bytes"] = [len(line) for line in lines], [len(key) for key in keys]
-    columns["source"], columns["lang"] = block.source, found.languages[kept]
-    columns["turns"] = np.minimum(found.turns[kept], 65535)
-    bands = kernels.band_hashes(*kernels.shingle_hashes(codes, starts[texts.bounds])) if len(kept) else np.zeros((0, 0))
-    return columns, keys, np.ascontiguousarray(bands[:, kept])
-
-
-def calls_of(record: dict) -> bytes:
-    """Tools and tool calls, which tell records apart that say the same."""
-    if "tools" not in record and not has_calls(record):
-        return b""
-    calls = [turn["tool_calls"] for turn in turns_of(record) if "tool_calls" in turn]
-    return orjson.dumps([calls, record.get("tools")], option=orjson.OPT_SORT_KEYS)
-
-
-def question_of(record: dict) -> int:
-    """Which turn is the first question: records that share it stand on one side of every split."""
-    turns = record.get("messages") or record.get("prompt") or [record]
-    return 1 if turns[0].get("role") == "system" else 0  # records.fault_in: a system turn, then the question
-
-
-def digest(data: bytes, length: int = 8) -> bytes:
-    """The first bytes of SHA-256."""
-    return hashlib.sha256(data).digest()[:length]
+    return {"records": len(kept), "sizes": sizes_of(task.directory, block.number), "flagged": dict(flags),
+            "flagged_samples": flagged_samples, "repairs": dict(repairs)}  # fmt: skip

@@ -17,8 +17,9 @@ import numpy as np
 from posttrain.data import decontaminate, kernels, pii
 from posttrain.data.catalogue import Source
 from posttrain.data.folding import tables
+from posttrain.data.masking import arguments, masked
 from posttrain.data.rules import DIGITS, RULES, SCRIPTS, View
-from posttrain.data.shape import Texts, has_calls, replace_text, turns_of
+from posttrain.data.shape import Texts, has_calls, turns_of
 from posttrain.data_blocks import Rules
 from posttrain.records import fault_in
 from posttrain.text import has_lone_surrogate
@@ -50,6 +51,8 @@ class Found(NamedTuple):
     """Per record: (reason, detail) of the first rule that drops it."""
     flags: dict[int, list[tuple[str, str]]]
     """Record -> (rule, detail) of those that flag it."""
+    masked: set[int]
+    """Records in which personal data was replaced."""
     chars: np.ndarray
     tokens: np.ndarray
     turns: np.ndarray
@@ -109,14 +112,14 @@ def check(texts: Texts, rules: Rules, tools: Tools) -> Found:
     asked = np.array([turn.get("role") == "user" for record in texts.records for turn in turns_of(record)], np.int64)
     before = np.concatenate(([0], np.cumsum(asked)))
     turns = before[texts.bounds[1:]] - before[texts.bounds[:-1]]
-    return Found(verdicts.reasons, verdicts.flags, chars, tokens, turns, languages)
+    return Found(verdicts.reasons, verdicts.flags, verdicts.masked, chars, tokens, turns, languages)
 
 
 class Verdicts:
     """Reasons and flags as they come."""
 
     def __init__(self, count: int, rules: Rules):
-        self.rules, self.reasons, self.flags = rules, [None] * count, {}
+        self.rules, self.reasons, self.flags, self.masked = rules, [None] * count, {}, set()
 
     def looks(self, name: str) -> bool:
         """Whether a rule is on at all."""
@@ -264,27 +267,18 @@ def _pii(texts: Texts, verdicts: Verdicts, found: dict[str, set[int]]) -> None:
     if not verdicts.looks("pii"):
         return
     mails = np.flatnonzero(texts.folded.codes == ord("@"))
-    for number in verdicts.alive(found[DIGITS] | _owners(texts, kernels.texts_of(texts.folded, mails))):
-        kinds = sorted({kind for text in view_of(texts, number).texts for kind, *_ in pii.find_pii(text)})
+    calling = {number for number, record in enumerate(texts.records) if has_calls(record)}
+    for number in verdicts.alive(found[DIGITS] | calling | _owners(texts, kernels.texts_of(texts.folded, mails))):
+        said = [*view_of(texts, number).texts, *arguments(texts.records[number])]
+        kinds = sorted({kind for text in said for kind, *_ in pii.find_pii(text)})
         if not kinds:
             continue
         if verdicts.rules.pii != "mask":
             verdicts.says(number, "pii", ", ".join(kinds))
-        elif not _masked(texts.records[number]):
+        elif masked(texts.records[number]):
+            verdicts.masked.add(number)
+        else:
             verdicts.reasons[number] = ("pii", f"{', '.join(kinds)}: cannot be masked")
-
-
-def _masked(record: dict) -> bool:
-    """Put placeholders into a record's text, in place; False if nothing could be replaced."""
-    changed = False
-    for turn, content in enumerate([t.get("content", t.get("text")) for t in turns_of(record)]):
-        text, kinds = pii.masked(content)
-        if kinds:
-            replace_text(record, turn, text)
-            repairs = record["meta"].setdefault("repairs", [])
-            repairs += [name for kind in kinds if (name := f"masked_{kind}") not in repairs]
-            changed = True
-    return changed
 
 
 def _contaminated(texts: Texts, verdicts: Verdicts, tools: Tools) -> None:

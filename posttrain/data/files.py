@@ -14,12 +14,14 @@ import gzip
 import io
 import lzma
 import math
+import os
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,9 +48,15 @@ def data_files(directory: Path, patterns: list[str] = ()) -> list[Path]:
     `patterns` (globs relative to the directory) narrow them down where at least one file matches, so that the second
     copy of a set in its repository is not read; files laid there by hand under other names are all read.
     """
-    found = sorted(p for p in directory.rglob("*") if p.is_file() and is_data(p.relative_to(directory)))
+    walk = os.walk(directory, onerror=_refused, followlinks=True)
+    found = sorted(Path(folder, name) for folder, _, names in walk for name in names)
+    found = [p for p in found if p.is_file() and is_data(p.relative_to(directory))]
     chosen = [p for p in found if any(fnmatch(str(p.relative_to(directory)), pattern) for pattern in patterns)]
     return chosen or found
+
+
+def _refused(error: OSError) -> None:
+    raise error  # a directory that may not be read is not an empty one
 
 
 def is_data(path: Path) -> bool:
@@ -95,6 +103,8 @@ def reading(path: Path) -> Iterator[list[int]]:
         raise UserFault(f"{shown(path)}: after line {place[0]}: not UTF-8 ({error.reason}){hint}") from None
     except csv.Error as error:
         raise UserFault(f"{shown(path)}: after line {place[0]}: not readable as CSV: {error}") from None
+    except (FileNotFoundError, PermissionError) as error:
+        raise UserFault(f"{shown(path)}: {error.strerror}") from None
     except DAMAGED as error:
         raise UserFault(f"{shown(path)}: cut off or damaged after line {place[0]} ({error or type(error).__name__}); "
                         "get the file again") from None  # fmt: skip
@@ -153,6 +163,8 @@ def _head(path: Path) -> bytes:
     """The first bytes of a file, without the mark of UTF-8. UserFault if it is UTF-16."""
     with open_plain(path) as stream:
         head = stream.read(HEAD_BYTES)
+        if len(head) == HEAD_BYTES and b"\n" not in head:  # its first line is longer: all of it, and what follows
+            head += stream.readline() + stream.read(HEAD_BYTES)
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise UserFault(f"{shown(path)}: is UTF-16; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
     return head.removeprefix(codecs.BOM_UTF8)
@@ -224,7 +236,8 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
     with open_plain(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         # strict: a quote that is never closed is a fault, not a cell that swallows the rest of the file
-        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+        quoting = csv.QUOTE_NONE if delimiter == "\t" and not _is_quoted(path) else csv.QUOTE_MINIMAL
+        reader = csv.DictReader(text, delimiter=delimiter, strict=True, quoting=quoting)
         for row in reader:
             cells = len(row.get(None) or [])
             if cells:
@@ -232,6 +245,18 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
                 yield reader.line_num, Fault("wrong_cell_count", f"{names + cells} cells under {names} column names")
             else:
                 yield reader.line_num, row
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether the first rows of a .tsv can be read with quoted cells; in many a quotation mark is just a character."""
+    with open_plain(path) as stream:
+        rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter="\t", strict=True)
+        try:
+            for _ in islice(rows, 2000):
+                pass
+        except csv.Error:
+            return False
+    return True
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -61,7 +61,8 @@ def layout_of(head: bytes) -> str | None:
     if first == b"{" and len(lines) == 1 and len(head) < HEAD_BYTES:
         return "values"
     if first == b"{":  # a head that is one cut line may be a single large value (SQuAD, WebQA) as well as JSON Lines
-        return "lines" if any(stands_alone[:2]) and (len(lines) > 1 or len(head) < HEAD_BYTES) else "values"
+        alone = any(fits for line, fits in zip(whole, stands_alone, strict=False) if line.startswith(b"{"))
+        return "lines" if alone and (len(lines) > 1 or len(head) < HEAD_BYTES) else "values"
     return "lines" if any(stands_alone) else None
 
 

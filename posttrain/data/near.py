@@ -122,13 +122,11 @@ def verified(where: tuple[list[str], np.ndarray], min_jaccard: float) -> np.ndar
 
 
 def _read(files: list[str], places: np.ndarray) -> Iterator[str]:
-    opened = [os.open(file, os.O_RDONLY) for file in files]
-    try:
-        for file, offset, length in places.tolist():
-            yield os.pread(opened[file], length, offset).decode()
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
+    """The keys at these places, which stand in the order of the files: one file is open at a time."""
+    for number, file in enumerate(files):
+        with open(file, "rb") as keys:
+            for offset, length in places[places[:, 0] == number][:, 1:].tolist():
+                yield os.pread(keys.fileno(), length, offset).decode()
 
 
 def _distinct_shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

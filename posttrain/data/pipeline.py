@@ -6,6 +6,7 @@ whole are not made again after an interruption. The reduce decides from the part
 taken and on which side it stands (reduce.py, mix.py, split.py), and copies the lines.
 """
 
+import errno
 import hashlib
 import json
 import shutil
@@ -18,11 +19,12 @@ from tqdm import tqdm
 
 from posttrain.config import ROOT, Loaded, shown
 from posttrain.data import benchmarks, decontaminate
-from posttrain.data.block import FLAGS, Task, process
+from posttrain.data.block import Task, process
 from posttrain.data.blocks import Block, blocks_of
 from posttrain.data.card import load_tokenizer, write_cards
 from posttrain.data.catalogue import Source, load_catalogue, sources_of
 from posttrain.data.checks import active_rules
+from posttrain.data.columns import FLAGS
 from posttrain.data.executor import Map, workers
 from posttrain.data.hub import download_source
 from posttrain.data.measures import changed_rules
@@ -31,13 +33,23 @@ from posttrain.data.reading import Account, Tally
 from posttrain.data.reduce import REASONS, Fates, Parts, conflicts, decide
 from posttrain.data.split import SIDES, Split, split
 from posttrain.data.writing import Samples, ids_of, numbers_of, write_dropped, write_sides
-from posttrain.errors import UserFault
+from posttrain.errors import UserFault, WontFit
 from posttrain.runs import Run, describe_file
 from posttrain.stages import PrepareData
 
 
 def build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: dict) -> dict:
     """Make one of the sets from its sources, whose files are there. Returns the manifest."""
+    try:
+        return _build(loaded, kind, sources, run, inputs)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise WontFit(f"the disk is full, writing to {shown(run.dir)}\n  free some space there and give the same "
+                      "command again: what is done is not done again; or another output_dir") from None  # fmt: skip
+
+
+def _build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: dict) -> dict:
     config = loaded.config
     work = work_directory(run, kind)
     accounts = {source.key: Account() for source in sources}
@@ -123,7 +135,8 @@ def map_blocks(task: Task, config: PrepareData, accounts: dict[str, Account], ma
     tallies: dict[tuple[str, str], Tally] = {}
     waiting: list[Block] = []
     summaries: list[dict] = []
-    total = sum(file.stat().st_size for source in task.sources for file in source.files)
+    stamps = {file: stamp(file) for source in task.sources for file in source.files}
+    total = sum(size for size, _ in stamps.values())
 
     def jobs() -> Iterator[tuple[Block, Task]]:
         for block in blocks_of(task.sources, task.kind, int(config.block_mib * 2**20)):
@@ -150,11 +163,21 @@ def map_blocks(task: Task, config: PrepareData, accounts: dict[str, Account], ma
             summaries.append(made)
             bar.set_postfix_str(f"{rows} rows, {rows / max(bar.format_dict['elapsed'], 1e-9):.0f}/s", refresh=False)
             bar.update(block.raw_bytes)
+    for file, before in stamps.items():
+        if stamp(file) != before:
+            raise UserFault(f"{shown(file)}: changed while it was read; once it is complete, give the same command "
+                            "again")  # fmt: skip
     for (_, file), tally in tallies.items():
         tally.check(Path(file), config.max_bad_rows, whole=True)
     for key, account in accounts.items():
         print(f"{task.kind}: {key}: {account.rows} rows, {account.available} clean records", flush=True)
     return summaries
+
+
+def stamp(file: Path) -> tuple[int, int]:
+    """Size and time of change."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 # ------------------------------------------------------------------ the reduce

@@ -34,6 +34,10 @@ def plan_set(plan: Plan, kind: str) -> None:
         if config.output_dir.resolve().is_relative_to(source.directory.resolve()):
             plan.faults.append(f"output_dir: {shown(config.output_dir)} lies in {shown(source.directory)}, whose files "
                                f"are read as the source {source.key}: choose a directory outside of it")  # fmt: skip
+    for source in sources:
+        if source.rules.max_tokens and not config.tokenizer:
+            plan.faults.append(f"{kind} source {source.key}: its rules count tokens (max_tokens), and `tokenizer` is "
+                               "not set: give a directory or a hub id")  # fmt: skip
     present = [source for source in sources if source.files]
     for source in sources:
         if source not in present:
@@ -121,6 +125,8 @@ def plan_present(plan: Plan, kind: str, source: Source, number: int, task: Task)
     about = "" if sample.share == 1 else "about "
     counts = f"{about}{round(sample.rows / sample.share)} rows, {about}{round(sample.made / sample.share)} records"
     plan.fact("inputs", f"{kind} {source.key}: {files}, {size / 2**20:.1f} MiB, {counts} before cleaning")
+    if sample.record is None and sample.share < 1:
+        return sample  # the run sees the rest
     if sample.record is None:
         place, fault = sample.failed
         plan.faults.append(f"{kind} source {source.key}: none of the first rows can be used as {KINDS[kind]}; {place}: "
@@ -164,8 +170,8 @@ def plan_mix(plan: Plan, kind: str, sources: list[Source], samples: list[Sample]
     except UserFault as fault:
         plan.faults.append(str(fault))
         return
-    plan.fact("sampling", f"{kind}: at most {mix.max_samples} records; counted before duplicates are taken out"
-              f"{'' if whole else ', estimated from a sample of each large source'}")  # fmt: skip
+    plan.fact("sampling", f"{kind}: at most {mix.max_samples} records; counted before duplicates, benchmarks and "
+              f"max_tokens{'' if whole else ', estimated from a sample of each large source'}")  # fmt: skip
     for line in mix_lines(planned):
         plan.fact("sampling", line)
     if config.split_counts:

@@ -76,7 +76,7 @@ class Account:
     def check(self, key: str) -> None:
         """CheckFailed if anything is unaccounted for."""
         dropped = sum(self.dropped.values())
-        if self.kept + dropped != self.read or not 0 <= self.rows_used <= self.rows <= self.read + self.rows_used:
+        if self.kept + dropped != self.read or not 0 <= self.rows_used <= self.rows:
             raise CheckFailed(
                 f"{key}: the accounts do not add up: kept {self.kept} + dropped {dropped} of {self.read} read; "
                 f"rows used {self.rows_used} of {self.rows}. Please report this."

@@ -6,20 +6,22 @@ candidate) or the number of its reason in REASONS.
 """
 
 import os
+import resource
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from posttrain.data.block import COLUMNS, FLAGS, part_path
+from posttrain.data.block import part_path
 from posttrain.data.catalogue import Source
+from posttrain.data.columns import COLUMNS, FLAGS
 from posttrain.data.executor import Map
 from posttrain.data.near import KeyFile, clusters
 
 REASONS = ("", "exact_duplicate", "near_duplicate", "repeated_answer", "repeated_opening", "post_limit", "quota")
 OPENINGS_AT_LEAST = 50
-OPEN_FILES = 256
 
 
 class Parts:
@@ -34,7 +36,11 @@ class Parts:
         for index, number in enumerate(self.numbers):
             own = np.load(part_path(directory, number, "columns.npy"))
             self.columns[self.begins[index] : self.begins[index + 1]] = own
-        self._open = lru_cache(OPEN_FILES)(self._opened)
+        ends = np.cumsum(self.columns["bytes"], dtype=np.int64)
+        self.offsets = ends - self.columns["bytes"]  # of each line in its part
+        for begin, end in zip(self.begins, self.begins[1:], strict=False):
+            self.offsets[begin:end] -= self.offsets[begin]
+        self._open = lru_cache(files_open_at_most())(self._opened)
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -47,18 +53,26 @@ class Parts:
             for index, number in enumerate(self.numbers)
         ]  # fmt: skip
 
-    def _opened(self, index: int) -> tuple:
-        ends = np.cumsum(self.columns["bytes"][self.begins[index] : self.begins[index + 1]], dtype=np.int64)
-        return open(part_path(self.directory, self.numbers[index], "jsonl"), "rb"), ends  # noqa: SIM115
+    def _opened(self, index: int) -> BinaryIO:
+        return open(part_path(self.directory, self.numbers[index], "jsonl"), "rb")  # noqa: SIM115 (closed when evicted)
 
     def lines(self, numbers: np.ndarray) -> Iterator[bytes]:
         """The lines of these records, in this order."""
-        parts = np.searchsorted(self.begins, numbers, "right") - 1
-        lengths = self.columns["bytes"][numbers]
-        for part, number, length in zip(parts.tolist(), numbers.tolist(), lengths.tolist(), strict=True):
-            file, ends = self._open(part)
-            end = int(ends[number - self.begins[part]])
-            yield os.pread(file.fileno(), length, end - length)
+        for at in range(0, len(numbers), 65536):
+            some = numbers[at : at + 65536]
+            parts = np.searchsorted(self.begins, some, "right") - 1
+            places = (parts.tolist(), self.columns["bytes"][some].tolist(), self.offsets[some].tolist())
+            for part, length, offset in zip(*places, strict=True):
+                yield os.pread(self._open(part).fileno(), length, offset)
+
+
+def files_open_at_most() -> int:
+    """Half of what the system allows this process, after asking for up to 8,192."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted) // 2
 
 
 class Fates:

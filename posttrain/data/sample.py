@@ -16,8 +16,8 @@ from posttrain.data.jsonfiles import Fault
 from posttrain.data.mix import Columns, MixedBucketSampler
 from posttrain.data.reading import Tally
 
-BLOCK = 1 << 20  # bytes of a piece
-SAMPLED = 12  # pieces of a large source
+BLOCK = 1 << 17  # bytes of a piece
+SAMPLED = 100  # pieces of a large source
 GONE_THROUGH = 1 << 30  # bytes, unpacked, that are read to find where its pieces are
 
 
@@ -43,6 +43,7 @@ class Sample:
         elif first_only:
             for block in islice(blocks_of(one.sources, task.kind, BLOCK), 1):
                 self.saw(cleaned(block, one))
+                self.share = min(1.0, max(block.raw_bytes, 1) / sum(file.stat().st_size for file in every))
         elif sum(file.stat().st_size * (4 if file.suffix in PACKED_SUFFIXES else 1) for file in every) <= GONE_THROUGH:
             count = sum(1 for _ in blocks_of(one.sources, task.kind, BLOCK))
             wanted = {round(n * (count - 1) / (SAMPLED - 1)) for n in range(SAMPLED)}

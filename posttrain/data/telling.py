@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any, get_args
 
 from posttrain.config import shown
+from posttrain.data import pii
 from posttrain.data.rules import RULES
 from posttrain.data.sources import BY_CHOICE
 from posttrain.data_blocks import Rules
@@ -93,7 +94,7 @@ def readable(record: Any, length: int = 400) -> str:
             break
         said.append(f"{who}: {text[:left]}" + (" ..." if len(text) > left else ""))
         left -= len(text)
-    return encodable("\n".join(said))
+    return encodable(pii.masked("\n".join(said))[0])  # samples are shown around
 
 
 def encodable(text: str) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import zstandard
 from tqdm import tqdm
 
-from posttrain.data.block import FLAGS, SAMPLES, Task, as_line, part_path
+from posttrain.data.block import SAMPLES, Task, as_line, part_path
 from posttrain.data.catalogue import Source
+from posttrain.data.columns import FLAGS
 from posttrain.data.kernels import LANGUAGES
 from posttrain.data.measures import by_source, histograms, spread
 from posttrain.data.mix import Columns, MixedBucketSampler
