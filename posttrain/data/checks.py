@@ -19,7 +19,7 @@ from posttrain.data.catalogue import Source
 from posttrain.data.folding import tables
 from posttrain.data.masking import arguments, masked
 from posttrain.data.rules import DIGITS, RULES, SCRIPTS, View
-from posttrain.data.shape import Texts, has_calls, turns_of
+from posttrain.data.shape import Texts, turns_of
 from posttrain.data_blocks import Rules
 from posttrain.records import fault_in
 from posttrain.text import has_lone_surrogate
@@ -158,7 +158,7 @@ def _broken(texts: Texts, verdicts: Verdicts) -> None:
     """Records that are none any more once their text is written (records.fault_in), and half characters in tools."""
     suspects = _owners(texts, np.flatnonzero(np.diff(texts.folded.starts) == 0))
     for number, record in enumerate(texts.records):
-        if "tools" in record or "chosen" in record or has_calls(record):
+        if "tools" in record or "chosen" in record or number in texts.calling:
             suspects.add(number)
     for number in sorted(suspects):
         record = texts.records[number]
@@ -267,8 +267,7 @@ def _pii(texts: Texts, verdicts: Verdicts, found: dict[str, set[int]]) -> None:
     if not verdicts.looks("pii"):
         return
     mails = np.flatnonzero(texts.folded.codes == ord("@"))
-    calling = {number for number, record in enumerate(texts.records) if has_calls(record)}
-    for number in verdicts.alive(found[DIGITS] | calling | _owners(texts, kernels.texts_of(texts.folded, mails))):
+    for number in verdicts.alive(found[DIGITS] | texts.calling | _owners(texts, kernels.texts_of(texts.folded, mails))):
         said = [*view_of(texts, number).texts, *arguments(texts.records[number])]
         kinds = sorted({kind for text in said for kind, *_ in pii.find_pii(text)})
         if not kinds:

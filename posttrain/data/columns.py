@@ -12,7 +12,7 @@ import orjson
 
 from posttrain.data import checks, kernels
 from posttrain.data.mix import unit_digest
-from posttrain.data.shape import PARTS, Texts, gathered, has_calls
+from posttrain.data.shape import PARTS, Texts, gathered
 from posttrain.data_blocks import Rules
 
 COLUMNS = np.dtype([
@@ -62,7 +62,7 @@ def columns_of(source: int, seed: int, texts: Texts, kept: np.ndarray, found: ch
     columns = np.zeros(len(kept), COLUMNS)
     hashed: dict[str, list[bytes]] = {name: [] for name in HASHED}
     # What is compared is what will be trained on: placeholders instead of personal data, and tool calls.
-    other = [n for n in kept.tolist() if n in found.masked or has_calls(texts.records[n])]
+    other = [n for n in kept.tolist() if n in found.masked or n in texts.calling]
     place = {number: at for at, number in enumerate(other)}
     common, own = keys_of(texts), keys_of(gathered([with_calls(texts.records[n]) for n in other]))
     keys, flags, nothing = [], [], bytes(8)
@@ -97,8 +97,6 @@ def columns_of(source: int, seed: int, texts: Texts, kept: np.ndarray, found: ch
 
 def with_calls(record: dict) -> dict:
     """A copy in which each tool call is part of what its turn says."""
-    if not has_calls(record):
-        return record
     copy = dict(record)
     for part in PARTS:
         for number, turn in enumerate(record.get(part, ())):

@@ -34,7 +34,8 @@ def unit_hash(seed: int, text: str) -> int:
 def prompt_hash(record: dict, seed: int) -> int:
     """Hash of the key text of the first user turn (of plain text: of its first 64 characters as key text). Records
     with one first question share it, in conversations as in pairs, so that they stand on the same side of every
-    split. Who has the key already calls unit_hash(seed, key)."""
+    split that goes by shares and in which near duplicates are dropped (a unit of several prompts, or fixed counts, may
+    put a prompt elsewhere in one set than in the other). Who has the key already calls unit_hash(seed, key)."""
     if "text" in record:
         head = key_text(record["text"][:512])
         # Folding may change what stands at the cut: take the head only where it is far longer than what is used of it.

@@ -17,6 +17,8 @@ class Texts(NamedTuple):
     bounds: np.ndarray
     """int64, one more than records."""
     folded: Folded
+    calling: set[int]
+    """Records in which a tool is called."""
 
 
 def turns_of(record: dict) -> list[dict]:
@@ -26,11 +28,6 @@ def turns_of(record: dict) -> list[dict]:
     return [*record["prompt"], *record["chosen"], *record["rejected"]] if "prompt" in record else [record]
 
 
-def has_calls(record: dict) -> bool:
-    """Whether a turn calls a tool. Turns of two keys (role, content) do not, which is quick to see."""
-    return any(len(turn) > 2 and "tool_calls" in turn for turn in turns_of(record))
-
-
 def gathered(records: list[dict]) -> Texts:
     """The texts of all records, folded together."""
     turns = [turns_of(record) for record in records]
@@ -38,7 +35,8 @@ def gathered(records: list[dict]) -> Texts:
     np.cumsum(np.fromiter(map(len, turns), np.int64, len(turns)), out=bounds[1:])
     field = "text" if records and "text" in records[0] else "content"
     originals = [turn[field] for some in turns for turn in some]
-    return Texts(records, originals, bounds, fold(originals))
+    calling = {number for number, some in enumerate(turns) if any(len(t) > 2 and t.get("tool_calls") for t in some)}
+    return Texts(records, originals, bounds, fold(originals), calling)
 
 
 def replace_text(record: dict, turn: int, text: str) -> None:
