@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def guarded(stage: str, work: Callable[[], int]) -> int:
         sys.stdout.flush()
         print(message if code == 0 else f"\n{stage} stopped (exit {code}): {message}", file=stream, flush=True)
     if _open_run:
-        _open_run.status("interrupted" if code == 130 else "failed", code, message)
+        with suppress(OSError):  # a disk that is full or read-only: said above
+            _open_run.status("interrupted" if code == 130 else "failed", code, message)
         if main_process() and code:
             print(f"  record: {shown(_open_run.status_path)}", file=sys.stderr, flush=True)
     return code
@@ -135,6 +137,8 @@ def _of_the_machine(error: Exception) -> tuple[int, str]:
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return WontFit.exit_code, f"the disk is full ({error.filename or error})"
+    if isinstance(error, MemoryError):
+        return WontFit.exit_code, "the machine is out of memory\n  prepare_data: fewer processes (--set workers=1)"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return PosttrainError.exit_code, f"{shown(error.filename)}: {error.strerror}"
     return 0, ""

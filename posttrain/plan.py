@@ -4,6 +4,7 @@ The plan of a stage: what it needs, what it makes, what would happen, and what i
 A plan is data. `--dry-run` prints it; a real run only looks at its faults; run_all.sh shows a chain of them.
 """
 
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,11 @@ class Plan:
         self.makes.append(path)
         size = f", about {size_bytes / 2**30:.2f} GiB" if size_bytes > 2**20 else ""
         self.fact("writes", f"{shown(path)}{size}{f' ({note})' if note else ''}")
-        free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+        there = next(p for p in (path, *path.parents) if p.exists())
+        if not os.access(there, os.W_OK):
+            self.faults.append(f"{shown(path)}: {shown(there)} cannot be written to (read-only, or no permission)\n"
+                               "      choose another output_dir")  # fmt: skip
+        free = shutil.disk_usage(there).free
         if size_bytes > free:
             need, have = size_bytes / 2**30, free / 2**30
             self.too_big.append(f"disk: {shown(path)} needs about {need:.1f} GiB, {have:.1f} GiB are free there")

@@ -256,7 +256,12 @@ def open_run(directory: Path, loaded: Loaded, inputs: dict[str, Any], prefix: st
             raise AlreadyDone("")
         run.resumed = bool(status) and status["identity"] == identity
         return run
-    meaning, changed = decide(run, loaded.config.overwrite, rebuild, keys)
+    try:
+        meaning, changed = decide(run, loaded.config.overwrite, rebuild, keys)
+    except AlreadyDone:
+        if (read_json(run.status_path) or {}).get("state") != "done":
+            run.status("done", 0)  # it was killed between its manifest and its last word
+        raise
     if meaning == "set_aside":
         aside = directory.with_name(f"{directory.name}.{datetime.now(UTC):%Y%m%d-%H%M%S}")
         directory.rename(aside)

@@ -12,6 +12,7 @@ Files in data_raw/<key>/ are used as they are; a set without files is downloaded
 {sft,pref}_{train,val,test}.jsonl, {sft,pref}_dropped.jsonl.zst, {sft,pref}_card.md and {sft,pref}_manifest.json.
 """
 
+import shutil
 import sys
 
 sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # `python scripts/X.py` works like `-m`
@@ -56,11 +57,12 @@ def plan(plan: Plan) -> None:
 
 def main(loaded: Loaded) -> None:
     """Build each set that was asked for; one that is complete and unchanged is left as it is."""
-    from posttrain.data.pipeline import build, inputs_of, resolved_sources
+    from posttrain.data.pipeline import build, inputs_of, resolved_sources, stamps_of
 
     config = loaded.config
     for kind in kinds_of(config):
         sources = resolved_sources(loaded, kind)
+        stamps = stamps_of(sources)
         inputs = inputs_of(config, sources)
         others = tuple(f"{other}." for other in ("sft", "pref", "text") if other != kind)
         described = {s.key: s.entry.model_dump(mode="json") if s.entry else None for s in sources}
@@ -69,8 +71,10 @@ def main(loaded: Loaded) -> None:
                            ignore=("stage", *others), extra_identity={"catalogue": described})  # fmt: skip
         except AlreadyDone as done:
             print(f"{kind}: {done}", flush=True)
+            for left in config.output_dir.glob(f".{kind}_work-*"):  # killed between its manifest and its last act
+                shutil.rmtree(left)
             continue
-        build(loaded, kind, sources, opened(run), inputs)
+        build(loaded, kind, sources, opened(run), inputs, stamps)
 
 
 if __name__ == "__main__":

@@ -256,12 +256,12 @@ def test_real_sets(tmp_path):
 
 
 def test_dry_run_shows_and_writes_nothing(built):
-    run = prepare(built / "data.yaml", "--dry-run", "--set", "output_dir=/nonexistent/proc")
+    run = prepare(built / "data.yaml", "--dry-run", "--set", f"output_dir={built}/nonexistent/proc")
     assert run.returncode == 0 and "would work" in run.stdout
     for part in ("own: 1 files", "305 rows, 305 records", "(layout alpaca; not in the catalogue", "raw:", "record:",
                  "mix 0.5", "4 of 305 dropped", "sft_train.jsonl"):  # fmt: skip
         assert part in run.stdout
-    assert not Path("/nonexistent").exists()
+    assert not (built / "nonexistent").exists()
 
 
 def test_default_config_is_pending_with_a_hub_and_a_fault_without(tmp_path):

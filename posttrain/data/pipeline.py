@@ -38,10 +38,10 @@ from posttrain.runs import Run, describe_file
 from posttrain.stages import PrepareData
 
 
-def build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: dict) -> dict:
+def build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: dict, stamps: dict) -> dict:
     """Make one of the sets from its sources, whose files are there. Returns the manifest."""
     try:
-        return _build(loaded, kind, sources, run, inputs)
+        return _build(loaded, kind, sources, run, inputs, stamps)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -49,13 +49,14 @@ def build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: di
                       "command again: what is done is not done again; or another output_dir") from None  # fmt: skip
 
 
-def _build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: dict) -> dict:
+def _build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: dict, stamps: dict) -> dict:
     config = loaded.config
     work = work_directory(run, kind)
-    accounts = {source.key: Account() for source in sources}
+    accounts, samples = {source.key: Account() for source in sources}, Samples()
     task = task_of(config, kind, sources, work)
     with workers(config.executor, config.workers, config.ray_address) as mapped:
-        summaries = map_blocks(task, config, accounts, mapped)
+        summaries = map_blocks(task, config, accounts, samples, mapped)
+        check_unchanged(stamps, work)
         parts = Parts(work, summaries)
         fates, cluster = decide(parts, sources, mapped)
     plan, sides = choose(parts, fates, cluster, config, kind, sources)
@@ -64,7 +65,6 @@ def _build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: d
         shutil.rmtree(work)
         raise UserFault(nothing_left(kind, accounts))
     sampler, columns, taken, plan = plan
-    samples = Samples(summaries)
     dropped = write_dropped(run.dir / f"{kind}_dropped.jsonl.zst", task, summaries, parts, fates, samples)
     outputs = write_sides(run.dir, kind, parts, fates, sides, sampler, columns, taken, samples)
     results = {
@@ -74,7 +74,7 @@ def _build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: d
         "moved_with_their_cluster": ids_of(parts, np.flatnonzero(sides.joined & taken)),
         "conflicts": conflicts(parts, np.flatnonzero(fates.reason != REASONS.index("exact_duplicate")), kind),
         "sources": {key: account.as_json() for key, account in accounts.items()}, "mix": plan,
-        "rules": changed_rules(sources, config), **numbers_of(parts.columns[taken], sources, config),
+        "rules": changed_rules(sources, config), **numbers_of(parts, taken, sources, config),
     }  # fmt: skip
     cards = write_cards(run.dir, kind, loaded, sources, results, samples, lines(plan), inputs)
     manifest = run.finish("data", inputs, [*outputs, dropped, *cards], results=results)
@@ -130,13 +130,13 @@ def benchmark_paths(config: PrepareData) -> list[Path]:
 # ------------------------------------------------------------------ the map
 
 
-def map_blocks(task: Task, config: PrepareData, accounts: dict[str, Account], mapped: Map) -> list[dict]:
-    """Every block's summary, in order. UserFault for a file with too many unusable rows."""
+def map_blocks(task: Task, config: PrepareData, accounts: dict[str, Account], samples: Samples,
+               mapped: Map) -> list[dict]:  # fmt: skip
+    """{block, records} of every block, in order. UserFault for a file with too many unusable rows."""
     tallies: dict[tuple[str, str], Tally] = {}
     waiting: list[Block] = []
     summaries: list[dict] = []
-    stamps = {file: stamp(file) for source in task.sources for file in source.files}
-    total = sum(size for size, _ in stamps.values())
+    total = sum(file.stat().st_size for source in task.sources for file in source.files)
 
     def jobs() -> Iterator[tuple[Block, Task]]:
         for block in blocks_of(task.sources, task.kind, int(config.block_mib * 2**20)):
@@ -160,13 +160,10 @@ def map_blocks(task: Task, config: PrepareData, accounts: dict[str, Account], ma
             account.available += made["records"]
             account.dropped.update(made["dropped"])
             account.repairs.update(made["repairs"])
-            summaries.append(made)
+            samples.take(made)
+            summaries.append({name: made[name] for name in ("block", "records")})
             bar.set_postfix_str(f"{rows} rows, {rows / max(bar.format_dict['elapsed'], 1e-9):.0f}/s", refresh=False)
             bar.update(block.raw_bytes)
-    for file, before in stamps.items():
-        if stamp(file) != before:
-            raise UserFault(f"{shown(file)}: changed while it was read; once it is complete, give the same command "
-                            "again")  # fmt: skip
     for (_, file), tally in tallies.items():
         tally.check(Path(file), config.max_bad_rows, whole=True)
     for key, account in accounts.items():
@@ -174,10 +171,24 @@ def map_blocks(task: Task, config: PrepareData, accounts: dict[str, Account], ma
     return summaries
 
 
+def stamps_of(sources: list[Source]) -> dict[Path, tuple[int, int]]:
+    """File -> its size and time of change. Taken before the hashes that the parts and the manifest go by."""
+    return {file: stamp(file) for source in sources for file in source.files}
+
+
 def stamp(file: Path) -> tuple[int, int]:
     """Size and time of change."""
     found = file.stat()
     return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(stamps: dict[Path, tuple[int, int]], work: Path) -> None:
+    """UserFault if a file is not what its hash was taken of; the parts then go, for some may be made of the new one."""
+    for file, before in stamps.items():
+        if not file.is_file() or stamp(file) != before:
+            shutil.rmtree(work)
+            raise UserFault(f"{shown(file)}: changed while it was read; once it is complete, give the same command "
+                            "again")  # fmt: skip
 
 
 # ------------------------------------------------------------------ the reduce

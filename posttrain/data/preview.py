@@ -10,6 +10,7 @@ from posttrain.data.block import Task
 from posttrain.data.card import load_tokenizer
 from posttrain.data.catalogue import KINDS, Source, load_catalogue, sources_of
 from posttrain.data.checks import active_rules
+from posttrain.data.files import PACKED_SUFFIXES
 from posttrain.data.mix import MixedBucketSampler
 from posttrain.data.mix import lines as mix_lines
 from posttrain.data.pipeline import benchmark_paths, word_lists
@@ -49,7 +50,8 @@ def plan_set(plan: Plan, kind: str) -> None:
     if plan.dry_run and sources:
         plan_mix(plan, kind, sources, [sample for sample in samples if sample])
     plan_benchmarks(plan)
-    size = sum(file.stat().st_size for source in present for file in source.files)
+    size = sum(file.stat().st_size * (4 if file.suffix.lower() in (*PACKED_SUFFIXES, ".parquet") else 1)
+               for source in present for file in source.files)  # fmt: skip
     for name in ("train.jsonl", "val.jsonl", "test.jsonl", "dropped.jsonl.zst", "manifest.json", "card.md",
                  "README.md", "croissant.json", "samples.json"):  # fmt: skip
         plan.make(config.output_dir / f"{kind}_{name}")

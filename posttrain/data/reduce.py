@@ -173,12 +173,17 @@ def _rank(values: np.ndarray) -> np.ndarray:
 def conflicts(parts: Parts, numbers: np.ndarray, kind: str) -> dict[str, int]:
     """What contradicts itself: of pairs, two answers to one prompt that are preferred in both orders; of conversations,
     questions with different answers (which may all be right)."""
-    columns = parts.columns[numbers]
+    prompt, answer, other = (parts.columns[name][numbers] for name in ("prompt", "answer", "other"))
     if kind == "pref":
-        low, high = (by(columns["answer"], columns["other"]) for by in (np.minimum, np.maximum))
-        ordered = np.unique(np.stack((columns["prompt"], low, high, columns["answer"]), 1), axis=0)
-        _, orders = np.unique(ordered[:, :3], axis=0, return_counts=True)
-        return {"pairs_preferred_both_ways": int((orders > 1).sum())}
-    different = np.unique(np.stack((columns["prompt"], columns["answer"]), 1), axis=0)
-    _, counts = np.unique(different[:, 0], return_counts=True)
+        ordered = _distinct(prompt, np.minimum(answer, other), np.maximum(answer, other), answer)
+        once = _distinct(*ordered[:3])  # one pair can stand in two orders, no more
+        return {"pairs_preferred_both_ways": len(ordered[0]) - len(once[0])}
+    _, counts = np.unique(_distinct(prompt, answer)[0], return_counts=True)
     return {"questions_with_different_answers": int((counts > 1).sum())}
+
+
+def _distinct(*keys: np.ndarray) -> list[np.ndarray]:
+    """The rows of these columns, each once. np.unique over rows needs three times their memory."""
+    once = np.ones(len(keys[0]), bool)
+    once[_repeats(*keys)[0]] = False
+    return [key[once] for key in keys]

@@ -27,14 +27,16 @@ LISTED = 1000  # ids in the manifest, at most
 class Samples:
     """A few records of each fate, for the card."""
 
-    def __init__(self, summaries: list[dict]):
+    def __init__(self):
         self.kept: list[dict] = []
         self.dropped, self.flagged = {}, {}
-        for made in summaries:
-            for into, found in ((self.dropped, made["samples"]), (self.flagged, made["flagged_samples"])):
-                for reason, samples in found.items():
-                    for sample in samples:
-                        self.add(into, reason, sample)
+
+    def take(self, made: dict) -> None:
+        """The samples out of a part's summary, which a large set has too many of to keep them all."""
+        for into, found in ((self.dropped, made.pop("samples")), (self.flagged, made.pop("flagged_samples"))):
+            for reason, samples in found.items():
+                for sample in samples:
+                    self.add(into, reason, sample)
 
     def add(self, into: dict[str, list[dict]], reason: str, sample: dict) -> None:
         if len(into.setdefault(reason, [])) < SAMPLES:
@@ -108,8 +110,12 @@ def ids_of(parts: Parts, numbers: np.ndarray) -> list[str]:
     return [line[7:23].decode() for line in parts.lines(numbers[:LISTED])]
 
 
-def numbers_of(columns: np.ndarray, sources: list[Source], config: PrepareData) -> dict:
+def numbers_of(parts: Parts, taken: np.ndarray, sources: list[Source], config: PrepareData) -> dict:
     """Lengths, turns and languages of what was taken."""
+    names = ("chars", "tokens", "turns", "lang", "source")  # a copy of all columns would be the largest of the reduce
+    columns = np.empty(int(taken.sum()), [(name, parts.columns.dtype[name]) for name in names])
+    for name in names:
+        columns[name] = parts.columns[name][taken]
     languages = Counter(dict(zip(LANGUAGES, np.bincount(columns["lang"], minlength=4).tolist(), strict=True)))
     units = ("chars", "turns", "tokens") if config.tokenizer else ("chars", "turns")
     return {name: spread(columns[name]) for name in units} | {
