@@ -91,6 +91,7 @@ sys.path.insert(0, {root!r})
 from posttrain.cli import _terminated, guarded
 from posttrain.data.executor import workers
 signal.signal(signal.SIGTERM, _terminated)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 def long(number):
     os.write(1, b"at work\\n")
     time.sleep(60)
