@@ -35,16 +35,11 @@ class Words:
 
     def hits(self, blob: str) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of patterns, offsets of their first characters in `blob`), int64, of every occurrence, overlapping
-        ones too, by where they end. Borders are not looked at (`at_borders`)."""
+        ones too, by where they end. Borders are not looked at (`find` does)."""
         data = blob.encode("utf-8", "surrogatepass")
         found = np.array(self._automaton.find_matches_as_indexes(data, overlapping=True), dtype=np.int64)
         numbers, starts = found.reshape(-1, 3)[:, :2].T
         return numbers, starts if blob.isascii() else _in_characters(data, starts)
-
-    def at_borders(self, blob: str, numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """Of hits in `blob`: which of them stand at a word's borders where their pattern needs it (bool)."""
-        pairs = zip(numbers.tolist(), starts.tolist(), strict=True)
-        return np.array([self._stands(blob, number, start) for number, start in pairs], dtype=bool)
 
     def find(self, text: str) -> list[tuple[int, int, int]]:
         """(number, start, end) of every pattern at word borders, in lower-case folded `text`."""

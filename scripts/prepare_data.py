@@ -77,6 +77,17 @@ def main(loaded: Loaded) -> None:
         build(loaded, kind, sources, opened(run), inputs, stamps)
 
 
+def taken(flag: str, meaning: str) -> str:
+    """Take a flag that is a command of its own, and its value, from the command line. Exit 2 if there is no value."""
+    at = sys.argv.index(flag)
+    value = "".join(sys.argv[at + 1 : at + 2])
+    if not value or value.startswith("--"):
+        print(f"{flag} needs a value: {meaning}", file=sys.stderr)
+        sys.exit(2)
+    del sys.argv[at : at + 2]
+    return value
+
+
 if __name__ == "__main__":
     if "--list" in sys.argv:
         sys.argv.remove("--list")
@@ -84,15 +95,11 @@ if __name__ == "__main__":
     if "--why" in sys.argv:
         from posttrain.data.why import tell
 
-        at = sys.argv.index("--why")
-        what = "".join(sys.argv[at + 1 : at + 2])
-        del sys.argv[at : at + 2]
+        what = taken("--why", "an id, its beginning, or file:line")
         run_stage(PrepareData, lambda plan: None, lambda loaded: print(tell(loaded, what)),
                   default_config="configs/data.yaml")  # fmt: skip
     if "--export" in sys.argv:
-        at = sys.argv.index("--export")
-        form = "".join(sys.argv[at + 1 : at + 2])
-        del sys.argv[at : at + 2]
+        form = taken("--export", "alpaca, sharegpt or messages")
         run_stage(PrepareData, lambda plan: None, lambda loaded: export_prepared(loaded, form),
                   default_config="configs/data.yaml")  # fmt: skip
     run_stage(PrepareData, plan, main, default_config="configs/data.yaml", description=__doc__, flags=FLAGS)

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posttrain.data import checks
+from posttrain.data.columns import columns_of
 from posttrain.data.fitting import Shares, fitted, rounded, spread
-from posttrain.data.mix import Columns, MixedBucketSampler, lines, prompt_hash, unit_hash
-from posttrain.data_blocks import Mix
+from posttrain.data.mix import Columns, MixedBucketSampler, lines, unit_digest
+from posttrain.data.shape import gathered
+from posttrain.data_blocks import Mix, Rules
 from posttrain.errors import UserFault
 from posttrain.text import key_text
 
@@ -341,13 +344,20 @@ def test_a_million_records_in_two_seconds():
 # ------------------------------------------------------------------ hashes
 
 
-def test_prompt_hash():
+def prompt_of(record, seed):
+    """The prompt column of one record."""
+    texts = gathered([record | {"id": "x", "source": "s", "meta": {}}])
+    found = checks.check(texts, Rules(), checks.tools_for(frozenset(), (), (), None, 0.5, None))
+    return int(columns_of(0, seed, texts, np.array([0]), found, [b""])[0]["prompt"][0])
+
+
+def test_one_question_is_one_prompt_in_conversations_and_pairs():
     chat = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "１＋１ 等于几？"},
                          {"role": "assistant", "content": "2"}]}  # fmt: skip
-    pair = {"prompt": [{"role": "user", "content": "1+1等于几?"}], "chosen": [], "rejected": []}
-    assert prompt_hash(chat, 42) == prompt_hash(pair, 42) == unit_hash(42, "1+1等于几?") != prompt_hash(pair, 43)
-    long = {"text": "　春 眠不觉晓" * 400}
-    assert prompt_hash(long, 1) == unit_hash(1, key_text(long["text"])[:64])
-    assert prompt_hash(long, 1) == prompt_hash({"text": long["text"][:600]}, 1)
-    assert prompt_hash({"text": " " * 600 + "短"}, 1) == unit_hash(1, "短")
-    assert unit_hash(0, "\ud800") != unit_hash(0, "")  # a lone surrogate has a hash
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    pair = {"prompt": [{"role": "user", "content": "1+1等于几?"}], **sides}
+    other = {"prompt": [{"role": "user", "content": "1+2等于几?"}], **sides}
+    assert prompt_of(chat, 42) == prompt_of(pair, 42) not in (prompt_of(pair, 43), prompt_of(other, 42))
+    assert prompt_of(pair, 42) == int.from_bytes(unit_digest(42, key_text("1+1等于几?")), "big")
+    long = "　春 眠不觉晓" * 400
+    assert prompt_of({"text": long}, 1) == prompt_of({"text": long[:600]}, 1) != prompt_of({"text": "夜" + long}, 1)

@@ -20,7 +20,7 @@ COLUMNS = np.dtype([
     ("group", "u8"), ("chars", "u4"), ("tokens", "u4"), ("bytes", "u4"), ("key_bytes", "u4"), ("flags", "u4"),
     ("source", "u2"), ("turns", "u2"), ("lang", "u1"),
 ])  # fmt: skip
-# Per record, 89 bytes. digest: of the whole key; order, prompt: mix.unit_hash of id and question; answer, other: of
+# Per record, 89 bytes. digest: of the whole key; order, prompt: mix.unit_digest of id and question; answer, other: of
 # the answer (of a pair: chosen and rejected); opening: of its first 12 characters; group: of meta.post; flags: bits
 # of FLAGS.
 HASHED = ("digest", "order", "prompt", "answer", "other", "opening", "group")
@@ -112,7 +112,9 @@ def tools_of(record: dict) -> bytes:
 
 
 def question_of(record: dict) -> int:
-    """Which turn is the first question: records that share it stand on one side of every split."""
+    """Which turn is the first question. Records that share it, conversations and pairs alike, stand on one side of a
+    split by shares in which near duplicates are dropped; a unit of several prompts, or fixed counts, may put a prompt
+    elsewhere in one set than in the other."""
     turns = record.get("messages") or record.get("prompt") or [record]
     return 1 if turns[0].get("role") == "system" else 0  # records.fault_in: a system turn, then the question
 

@@ -14,35 +14,14 @@ import numpy as np
 from posttrain.data.fitting import Shares, Unreachable, fitted, rounded, spread
 from posttrain.data_blocks import Mix
 from posttrain.errors import UserFault
-from posttrain.text import key_text
 
 CHINESE = 1  # in Columns.lang: 0 none, 1 zh, 2 en, 3 other
 GROUPS = ("zh", "not zh")
-TEXT_KEY_CHARS = 64
 
 
 def unit_digest(seed: int, text: str) -> bytes:
     """8 bytes that follow from seed and text: the first ones of SHA-256 over `seed:text`."""
     return hashlib.sha256(f"{seed}:{text}".encode("utf-8", "surrogatepass")).digest()[:8]
-
-
-def unit_hash(seed: int, text: str) -> int:
-    """unit_digest as a number in [0, 2**64)."""
-    return int.from_bytes(unit_digest(seed, text), "big")
-
-
-def prompt_hash(record: dict, seed: int) -> int:
-    """Hash of the key text of the first user turn (of plain text: of its first 64 characters as key text). Records
-    with one first question share it, in conversations as in pairs, so that they stand on the same side of every
-    split that goes by shares and in which near duplicates are dropped (a unit of several prompts, or fixed counts, may
-    put a prompt elsewhere in one set than in the other). Who has the key already calls unit_hash(seed, key)."""
-    if "text" in record:
-        head = key_text(record["text"][:512])
-        # Folding may change what stands at the cut: take the head only where it is far longer than what is used of it.
-        key = head if len(head) > 2 * TEXT_KEY_CHARS else key_text(record["text"])
-        return unit_hash(seed, key[:TEXT_KEY_CHARS])
-    first = next(turn for turn in record.get("messages", record.get("prompt")) if turn["role"] == "user")
-    return unit_hash(seed, key_text(first["content"]))
 
 
 class Columns(NamedTuple):
@@ -57,9 +36,9 @@ class Columns(NamedTuple):
     turns: np.ndarray
     """uint16: user turns."""
     order: np.ndarray
-    """uint64: unit_hash(seed, id). The smallest are taken."""
+    """uint64: unit_digest(seed, id) as a number. The smallest are taken."""
     prompt: np.ndarray
-    """uint64: prompt_hash(record, seed)."""
+    """uint64: unit_digest of the first question's key (columns.py)."""
     cluster: np.ndarray
     """int64: label of the component of near duplicates."""
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from posttrain.data.kernels import mixed
 from posttrain.errors import UserFault
 
 SIDES = ("train", "val", "test")
@@ -57,10 +58,8 @@ def anchors(prompt: np.ndarray, cluster: np.ndarray) -> np.ndarray:
 
 
 def place(hashes: np.ndarray) -> np.ndarray:
-    """uint64 -> uint64, one to one: the finaliser of SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 16)."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
+    """uint64 -> uint64, one to one (kernels.mixed): the smallest of several hashes lies low, its place anywhere."""
+    return mixed(hashes.copy())
 
 
 def sides_of(places: np.ndarray, shares: tuple[float, float, float]) -> np.ndarray:
