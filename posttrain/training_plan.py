@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from posttrain import arguments, chat, hub, model, rows, runs, training, training_data
+from posttrain import arguments, chat, hub, model, rows, runs, training, training_data, training_forecast
 from posttrain.config import in_project, shown
 from posttrain.errors import PosttrainError, UserFault
 from posttrain.forecast import memory
@@ -168,7 +168,7 @@ def _memory(plan: Plan, kind: str, start: training.Start | None, schedule: Sched
         "quantization": start.quantization, "double_quant": start.double_quant,
         "lora_r": start.lora["r"], "target_modules": start.lora["target_modules"],
     }  # fmt: skip
-    forecast = memory.of_config(cfg, cfg.stage, arch, vram, **of_the_run)
+    forecast = training_forecast.predict(cfg, arch, vram, **of_the_run)
     for line in forecast.lines():
         plan.fact("memory", line)
     if forecast.verdict == "NO":
