@@ -19,8 +19,8 @@ FOUNDATION = {
 MODEL = {"templates", "chat", "model", "losses"}
 PARTS = {
     "data": {"data"},
-    "training": {"training", "training_data", "training_forecast", "training_plan", "arguments", "callbacks", "preference", "sft", "rows",
-                 "schedule"},  # fmt: skip
+    "training": {"training", "training_data", "training_forecast", "training_plan", "arguments", "callbacks",
+                 "preference", "sft", "rows", "schedule"},  # fmt: skip
     "evals": {"evals"},
     "export": {"export", "export_checks", "export_plan", "agreement", "model_card"},
     "report": {"report"},
