@@ -20,20 +20,23 @@ import os  # noqa: E402
 from posttrain.cli import opened, run_stage  # noqa: E402
 from posttrain.config import ROOT, Loaded, shown  # noqa: E402
 from posttrain.plan import Plan  # noqa: E402
-from posttrain.runs import describe_file, open_run, write_json  # noqa: E402
+from posttrain.runs import AlreadyDone, describe_file, open_run, read_json, write_json  # noqa: E402
 from posttrain.stages import EvalHarness  # noqa: E402
 
 
 def plan(plan: Plan) -> None:
     """Models, tasks with their items, held-out rows, one rendered item, what is written."""
-    from posttrain.evals import models, plan_tasks
+    from posttrain.evals import answer_sets, gates, models, plan_tasks
 
     cfg: EvalHarness = plan.config
     adapters = models.names_of(cfg.peft_adapter)
     lineup = models.plan_models(plan, adapters, cfg.include_base, cfg.quantization)
     plan_tasks.plan_tasks(plan, cfg, len(adapters) + cfg.include_base, lineup and lineup.tokenizer)
-    if not (cfg.tasks or cfg.sft_test or cfg.pref_test):
-        plan.faults.append("nothing to measure: tasks is empty, sft_test and pref_test are null; give at least one")
+    answer_sets.plan_sets(plan, cfg, len(adapters) + cfg.include_base)
+    gates.plan_gates(plan, cfg)
+    if not (cfg.tasks or cfg.answer_sets or cfg.sft_test or cfg.pref_test):
+        plan.faults.append("nothing to measure: tasks and answer_sets are empty, sft_test and pref_test are null; give "
+                           "at least one")  # fmt: skip
     for role, path in (("sft_test", cfg.sft_test), ("pref_test", cfg.pref_test)):
         if path and path.is_dir():
             plan.faults.append(f"{role}: {shown(path)} is a directory; name a JSONL file, or leave it out: "
@@ -47,28 +50,34 @@ def plan(plan: Plan) -> None:
 def main(loaded: Loaded) -> None:
     """Measure model by model, task by task; print and save the page."""
     os.chdir(ROOT)  # data_files in a task YAML are relative to the project, as every path here
-    from posttrain.evals import harness, measure, models, page, plan_tasks
+    from posttrain.evals import gates, harness, measure, models, page, plan_tasks
 
     cfg: EvalHarness = loaded.config
     harness.listen()
     lineup = models.line_up(models.names_of(cfg.peft_adapter), cfg.quantization)
     chosen = plan_tasks.choose(cfg)
     tests = {"sft_test": cfg.sft_test, "pref_test": cfg.pref_test}
-    inputs = lineup.inputs() | chosen.inputs(cfg) | {role: describe_file(path) for role, path in tests.items() if path}
-    run = opened(open_run(cfg.output_dir, loaded, inputs, rebuild=not cfg.overwrite))
+    files = tests | {f"answer_set:{name}": one.file for name, one in cfg.answer_sets.items()}
+    inputs = lineup.inputs() | chosen.inputs(cfg) | {role: describe_file(path) for role, path in files.items() if path}
+    results_file = cfg.output_dir / "results.json"
+    try:
+        run = opened(open_run(cfg.output_dir, loaded, inputs, rebuild=not cfg.overwrite))
+    except AlreadyDone:
+        gates.enforce(read_json(results_file)["gates"])
+        raise
 
     chosen.write(cfg.output_dir / "tasks")
     hints = {name: f"without the hub: {plan_tasks.by_hand(name, cfg)}" for name in chosen.hub}
     tasks = harness.load_tasks(cfg.tasks, chosen.folders(cfg), chosen.needs_defaults, cfg.num_fewshot, hints)
     results = measure.measure_all(cfg, lineup, tasks, inputs)
-    results_file = cfg.output_dir / "results.json"
     write_json(results_file, results)
     print(f"\n{page.render(results)}\n", flush=True)
-    compact = {key: results[key] for key in ("models", "tasks", "sft_test", "pref_test")}
+    compact = {key: results[key] for key in ("models", "tasks", "answers", "gates", "sft_test", "pref_test")}
     run.finish("eval", inputs, [results_file], lineup.parents(), compact,
                template={"sha256": lineup.template_sha}, seeds={"seed": cfg.seed})  # fmt: skip
     items = shown(cfg.output_dir / "samples")
     print(f"eval_harness: done. {shown(results_file)}; every item: {items}/<model>/<task>.jsonl")
+    gates.enforce(results["gates"])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ The same prompts and seeds through the base and any number of adapters; or a con
     python -m scripts.infer_compare --chat                      # with the last adapter of the config
     python -m scripts.infer_compare --chat outputs/align        # with this one
     echo 你好 | python -m scripts.infer_compare --chat outputs/align
+    python -m scripts.infer_compare --config configs/recipes/panel.yaml    # 30 fixed prompts, checked by code
+    python -m scripts.infer_compare --score outputs/panel/sheet.csv        # a person's scores of them, compared
 
 In a conversation: /reset begins anew, /base toggles between adapter and bare base, Ctrl-D ends.
 Answers go to output_dir/answers.jsonl, the before/after table into the manifest.
@@ -21,8 +23,9 @@ import functools  # noqa: E402
 import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from posttrain.cli import opened, run_stage  # noqa: E402
+from posttrain.cli import guarded, opened, run_stage  # noqa: E402
 from posttrain.config import Loaded, in_project, shown  # noqa: E402
+from posttrain.errors import UserFault  # noqa: E402
 from posttrain.plan import Plan  # noqa: E402
 from posttrain.records import read_jsonl, write_jsonl  # noqa: E402
 from posttrain.runs import describe_file, open_run  # noqa: E402
@@ -50,7 +53,7 @@ def partner(cfg: InferCompare, chat: str) -> dict[str, Path]:
 
 def main(loaded: Loaded, chat: str | None) -> None:
     """Generate model by model, keeping each finished one; print answers and table; write answers and manifest."""
-    from posttrain.evals import compare, models
+    from posttrain.evals import compare, models, panel
     from posttrain.evals.generate import generate
     from posttrain.evals.talk import talk
 
@@ -84,15 +87,37 @@ def main(loaded: Loaded, chat: str | None) -> None:
         print(f"... {len(answered) - len(some)} more prompts in {shown(cfg.output_dir / 'answers.jsonl')}")
     summary = compare.summarise(answered, names)
     print(f"\n{compare.table(summary, names)}\n", flush=True)
-    run.finish("compare", inputs, [cfg.output_dir / "answers.jsonl"], lineup.parents(), {"models": names, **summary},
+    outputs = [cfg.output_dir / "answers.jsonl"]
+    if any(row["checks"] for row in rows):
+        summary["panel"] = panel.summarise(answered, names)
+        print("\n".join(panel.lines(summary["panel"])) + "\n", flush=True)
+    if cfg.sheet:
+        sheet = panel.write_sheet(cfg.output_dir, answered, names, cfg.generation.seed)
+        outputs.append(cfg.output_dir / "sheet_key.json")
+        print(f"to score by hand: {shown(sheet)} (adherence 0 to 5, and failure_type), then\n"
+              f"  python -m scripts.infer_compare --score {shown(sheet)}", flush=True)  # fmt: skip
+    run.finish("compare", inputs, outputs, lineup.parents(), {"models": names, **summary},
                template={"sha256": lineup.template_sha}, seeds={"seed": cfg.generation.seed})  # fmt: skip
     print(f"infer_compare: done. {shown(cfg.output_dir / 'answers.jsonl')}")
+
+
+def score(sheet: Path) -> int:
+    """Read a filled sheet back in and compare the models on it. Returns the exit code."""
+    from posttrain.evals import panel
+
+    if not sheet.is_file():
+        raise UserFault(f"--score: {shown(sheet)} is not there; a comparison with sheet: true writes one")
+    print("\n".join([*panel.score_lines(panel.score(sheet)), f"written: {shown(sheet.with_name('scores.json'))}"]))
+    return 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--chat", nargs="?", const="", default=None)
+    parser.add_argument("--score", metavar="SHEET", default=None)
     asked, others = parser.parse_known_args()
+    if asked.score:
+        sys.exit(guarded("infer_compare", functools.partial(score, in_project(Path(asked.score)))))
     run_stage(
         InferCompare, functools.partial(plan, chat=asked.chat), functools.partial(main, chat=asked.chat),
         default_config="configs/compare.yaml", description=__doc__, argv=others,

@@ -354,7 +354,7 @@ def test_adapters_of_two_bases_are_refused_with_both_names(world, tmp_path):
 
 def test_nothing_to_measure(world):
     text = fault_of(config(world, "nothing", tasks=[], sft_test=None, pref_test=None))
-    assert "nothing to measure: tasks is empty, sft_test and pref_test are null" in text
+    assert "nothing to measure: tasks and answer_sets are empty, sft_test and pref_test are null" in text
 
 
 @pytest.mark.parametrize("role", ["sft_test", "pref_test"])
@@ -471,14 +471,15 @@ def test_summaries_by_hand():
     scores = {"base": [(-4.0, 2), (-2.0, 1), (-9.0, 3)], "a": [(-2.0, 2), (-1.0, 1), (-6.0, 3)]}
     loss = heldout.loss_summary(scores, heldout.Counter(), "base")
     assert loss["loss"] == {"base": 2.5, "a": 1.5} and loss["differences"]["a"]["value"] == -1.0
-    assert loss["differences"]["a"]["stderr"] == pytest.approx(0.0)  # every token fell by exactly one
+    difference = loss["differences"]["a"]
+    assert difference["low"] == difference["high"] == pytest.approx(-1.0)  # every token fell by exactly one
     sides = {"base": [(-4.0, 2), (-3.0, 1), (-1.0, 1), (-5.0, 9)], "a": [(-1.0, 2), (-3.0, 1), (-1.0, 1), (-5.0, 9)]}
     found = heldout.preference_summary(sides, heldout.Counter(), "base")
     assert found["accuracy"] == {"base": 0.5, "a": 1.0} and found["margin"] == {"base": 1.5, "a": 3.0}
     assert found["accuracy_per_token"] == {"base": 0.5, "a": 0.5} and found["differences"]["a"]["value"] == 0.5
 
 
-def test_forgetting_is_flagged_beyond_two_paired_standard_errors():
+def test_forgetting_is_flagged_by_a_paired_test():
     from posttrain.evals import harness
 
     def score(items):
@@ -489,8 +490,12 @@ def test_forgetting_is_flagged_beyond_two_paired_standard_errors():
     lost = [0.0] * 12 + right[12:]
     swapped = right[1:] + right[:1]
     scores = {"base": {"t": score(right)}, "lost": {"t": score(lost)}, "swapped": {"t": score(swapped)}}
-    [row] = harness.leaf_rows("t", scores)
+    rows, _ = harness.task_rows(harness.Tasks({"t": None}, {"t": ["t"]}), scores)
+    harness.flag_differences(rows)
+    row = rows[0]
     assert row["differences"]["lost"]["flag"] == "drop" and row["differences"]["swapped"]["flag"] is None
-    assert row["differences"]["lost"]["stderr"] == pytest.approx(math.sqrt(0.3 * 0.7 / 39))
-    results = {"models": list(scores), "tasks": [row], "sft_test": None, "pref_test": None, "warnings": {}}
+    assert row["differences"]["lost"]["p"] == pytest.approx(2 * 0.5**12)  # twelve lost, none gained
+    assert row["differences"]["swapped"]["p"] == 1.0
+    results = {"models": list(scores), "tasks": [row], "answers": {}, "gates": [], "sft_test": None, "pref_test": None,
+               "warnings": {}}  # fmt: skip
     assert "forgetting: lost is below base on t" in page.render(results)

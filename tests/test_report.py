@@ -85,17 +85,19 @@ def outputs(tmp_path):
         "metric": "acc",
         "n": 40,
         "n_shot": 0,
-        "scores": {m: {"value": v, "stderr": 0.05} for m, v in zip(models, (0.5, 0.75, 0.35), strict=True)},
+        "scores": {
+            m: {"value": v, "low": v - 0.1, "high": v + 0.1} for m, v in zip(models, (0.5, 0.75, 0.35), strict=True)
+        },
         "differences": {
-            "sft": {"value": 0.25, "stderr": 0.04, "flag": None},
-            "align": {"value": -0.15, "stderr": 0.03, "flag": "drop"},
+            "sft": {"value": 0.25, "low": 0.1, "high": 0.4, "p": 0.04, "p_holm": 0.08, "flag": None},
+            "align": {"value": -0.15, "low": -0.2, "high": -0.1, "p": 1e-5, "p_holm": 2e-5, "flag": "drop"},
         },
     }
     pref = {
         "rows": 9,
         "accuracy": dict.fromkeys(models, 0.5),
         "margin": dict.fromkeys(models, 1.25),
-        "stderr": {kind: dict.fromkeys(models, 0.1) for kind in ("accuracy", "margin")},
+        "intervals": {kind: dict.fromkeys(models, [0.4, 0.6]) for kind in ("accuracy", "margin")},
         "differences": {},
     }
     write_run(
@@ -246,7 +248,8 @@ def test_the_numbers_are_those_of_the_manifests(outputs):
     assert rows["all prompts", "format and end right"].n == 2
     assert values("quiz", "acc") == [0.5, 0.75, 0.35]
     assert rows["quiz", "acc"].best == {keys[1]} and rows["quiz", "acc"].cells[keys[2]].drop
-    assert rows["seen", "exact match"].cells[keys[0]].stderr == pytest.approx((0.25 / 2) ** 0.5)
+    one_of_two = rows["seen", "exact match"].cells[keys[0]]
+    assert one_of_two.interval == pytest.approx((0.0945, 0.9055), abs=1e-4)
     assert not rows["pref_test", "preference accuracy"].best, "all the same: nobody is best"
     assert ("open", "exact match") not in rows
     top = [row.measure for row in content.headline(list(rows.values()))]

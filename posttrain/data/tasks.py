@@ -8,25 +8,15 @@ made from, where one row gives many.
 from collections.abc import Iterator
 from typing import Any
 
+from posttrain import instructions
 from posttrain.data.chats import first_of, turns
 from posttrain.data.jsonfiles import Fault
 from posttrain.data.turns import Unusable, excerpt, text_in
-from posttrain.text import chinese_ratio
 
 TEXTS = ("text", "content", "raw_content", "document", "passage", "article", "body")
 CONTEXTS = ("context", "context_text", "passage", "paragraph")
 ASKED = ("question", "query_text", "query")
 _NO_ANSWER = (None, "", [], "no_answer", ["no_answer"])
-_CHOOSE = {
-    True: "判断下面文本的类别，只回答类别名称。可选的类别：{classes}。\n\n文本：{text}",
-    False: "Which class does this text belong to? Answer with the name of the class only.\n"
-           "Classes: {classes}\n\nText: {text}",
-}  # fmt: skip
-_READ = {
-    True: "阅读下面的文章，从文章中找出问题的答案。\n\n文章：{context}\n\n问题：{question}",
-    False: "Read the passage and answer the question with words from the passage.\n\nPassage: {context}\n\n"
-           "Question: {question}",
-}  # fmt: skip
 
 
 def has_text(row: Any) -> bool:
@@ -39,18 +29,6 @@ def plain_text(row: dict, options: dict) -> list[dict]:
     name = next((name for name in TEXTS if row.get(name) is not None), None)
     text = text_in(row.get(name), name or "text")
     return [{"text": text, "original": text}]
-
-
-def _filled(template: str, **values: str) -> str:
-    """A template with its {names} replaced, once each; braces in the values are left alone."""
-    pieces, rest = [], template
-    while rest:
-        at, name = min(((rest.find(f"{{{n}}}"), n) for n in values if f"{{{n}}}" in rest), default=(-1, ""))
-        if at < 0:
-            break
-        pieces += [rest[:at], values[name]]
-        rest = rest[at + len(name) + 2 :]
-    return "".join([*pieces, rest])
 
 
 # ------------------------------------------------------------------ classification
@@ -84,9 +62,7 @@ def classification(row: dict, options: dict) -> list[dict]:
     title = row.get("title")
     if isinstance(title, str) and title.strip() and not text.startswith(title.strip()):
         text = f"{title.strip()}\n{text}"
-    chinese = chinese_ratio("".join(shown)) >= 0.3
-    template = options.get("instruction") or _CHOOSE[chinese]
-    asked = _filled(template, classes=("、" if chinese else ", ").join(shown), text=text)
+    asked = instructions.choose(text, shown, options.get("instruction"))
     return [{"messages": turns(asked if text else "", ours.get(name, name))}]
 
 
@@ -120,8 +96,7 @@ def reading(row: dict, options: dict) -> list[dict | Fault]:
         if not context or not question:
             drafts.append(Fault("empty_turn", f"the context or the question is empty: {excerpt(question)}"))
             continue
-        template = options.get("instruction") or _READ[chinese_ratio(context[:500]) >= 0.3]
-        asked = _filled(template, context=context, question=question)
+        asked = instructions.read(context, question, options.get("instruction"))
         drafts.append({"messages": turns(asked, answer), "original": [context, question, answer]})
     if not drafts:
         raise Unusable("no_questions", excerpt(row))

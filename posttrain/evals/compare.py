@@ -8,33 +8,30 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from posttrain.config import shown
 from posttrain.errors import UserFault
+from posttrain.evals import panel
 from posttrain.plan import Plan
 from posttrain.records import fault_in_turns, record_id
 from posttrain.stages import InferCompare
 
 NO_GROUP = "all"
-READ_KEYS = ("id", "source", "prompt", "answer", "group", "meta")
+READ_KEYS = ("id", "source", "prompt", "answer", "group", "topic", "checks", "meta")
 
 
 def read_prompts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """([{id, group, prompt: [messages], expected}], notes) of a prompts file.
+    """([{id, group, prompt: [messages], expected, checks}], notes) of a prompts file.
 
-    JSONL rows {"prompt": text or [messages], "answer"?: text, "group"?: text}, Prompt records, or a .txt with a prompt
-    a line. UserFault with every unusable line and why.
+    JSONL rows {"prompt": text or [messages], "answer"?: text, "group"?: text, "checks"?: {}}, a YAML list of the same
+    (`topic` may stand for `group`), Prompt records, or a .txt with a prompt a line. UserFault with every unusable row
+    and why.
     """
-    if path.suffix not in (".jsonl", ".txt"):
-        raise UserFault(f"prompts: {shown(path)} is neither .jsonl (a row a prompt) nor .txt (a line a prompt)")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserFault(f"prompts: {shown(path)} is not UTF-8 ({error}); save it as UTF-8") from None
     rows, faults, unread = [], [], Counter()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    for number, row in enumerate(_raw_prompts(path), 1):
+        if row is None:
             continue
-        row = {"prompt": line.strip()} if path.suffix == ".txt" else _parsed(line)
         row = _prompt(row) if isinstance(row, dict) else row
         if isinstance(row, str):
             faults.append(f"{shown(path)}:{number}: {row}")
@@ -49,6 +46,27 @@ def read_prompts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, [f"prompts: the key '{key}' is not read ({count} rows)" for key, count in unread.items()]
 
 
+def _raw_prompts(path: Path) -> list[dict | str | None]:
+    """The rows of a file as they stand there; a text instead of one says what is wrong, None is an empty line."""
+    if path.suffix not in (".jsonl", ".txt", ".yaml", ".yml"):
+        raise UserFault(f"prompts: {shown(path)} is none of .jsonl (a row a prompt), .txt (a line a prompt), .yaml (a "
+                        "list)")  # fmt: skip
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserFault(f"prompts: {shown(path)} is not UTF-8 ({error}); save it as UTF-8") from None
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            rows = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserFault(f"prompts: {shown(path)} is no YAML ({' '.join(str(error).split())})") from None
+        if not isinstance(rows, list):
+            raise UserFault(f"prompts: {shown(path)} is no YAML list; write `- prompt: ...` for each")
+        return [row if isinstance(row, dict) else "not a mapping; expected prompt: ..." for row in rows]
+    lines = [line.strip() for line in text.splitlines()]
+    return [(None if not line else {"prompt": line} if path.suffix == ".txt" else _parsed(line)) for line in lines]
+
+
 def _parsed(line: str) -> dict | str:
     try:
         row = json.loads(line)
@@ -59,7 +77,8 @@ def _parsed(line: str) -> dict | str:
 
 def _prompt(row: dict) -> dict[str, Any] | str:
     """One prompt, or why the row cannot be used."""
-    prompt, expected, group = row.get("prompt"), row.get("answer"), row.get("group", NO_GROUP)
+    prompt, expected, group = row.get("prompt"), row.get("answer"), row.get("group", row.get("topic", NO_GROUP))
+    checks = row.get("checks") or {}
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if prompt is None:
         return f"no 'prompt' (keys there: {', '.join(row) or 'none'})"
@@ -67,9 +86,11 @@ def _prompt(row: dict) -> dict[str, Any] | str:
         return f"prompt: {fault.replace('_', ' ')}"
     if not isinstance(expected, str | None) or not isinstance(group, str):
         return "answer and group must be text"
+    if fault := panel.fault_in_checks(checks):
+        return fault
     return {
         "id": str(row.get("id") or record_id("prompt", messages)), "group": group, "prompt": messages,
-        "expected": expected, "unread": [key for key in row if key not in READ_KEYS],
+        "expected": expected, "checks": checks, "unread": [key for key in row if key not in READ_KEYS],
     }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from posttrain import significance
 from posttrain.errors import CheckFailed, UserFault, WontFit
-from posttrain.evals.heldout import mean_and_error
 from posttrain.stages import EvalHarness
 
 
@@ -205,7 +205,8 @@ def _check_numbers(name: str, samples: list[dict]) -> None:
 
 
 def task_rows(tasks: Tasks, scores: dict[str, dict[str, dict]]) -> tuple[list[dict], list[dict]]:
-    """(a row per asked name and metric, a row per subtask and metric). scores: model -> leaf task -> score."""
+    """(a row per asked name and metric, a row per subtask and metric). scores: model -> leaf task -> score. Differences
+    are flagged in the subtasks only: the rows are one family with others (flag_differences)."""
     rows, subtasks = [], []
     for name, leaves in tasks.asked.items():
         if leaves == [name]:
@@ -216,7 +217,21 @@ def task_rows(tasks: Tasks, scores: dict[str, dict[str, dict]]) -> tuple[list[di
         rows += group_rows(name, tasks.groups[name], leaves, scores) if name in tasks.groups else []
         if not rows or rows[-1]["task"] != name:  # a tag, or a group that lm-eval does not aggregate
             rows += [row for row in subtasks if row["group"] == name]
+    flag_differences([row for row in subtasks if not any(row is other for other in rows)])
     return rows, subtasks
+
+
+def flag_differences(rows: list[dict]) -> None:
+    """Adjust each model's p-values for the number of rows (Holm) and flag what stays below 0.05 as `drop` or `gain`."""
+    for model in rows[0]["differences"] if rows else []:
+        tested = [row for row in rows if row["differences"][model]["p"] is not None]
+        adjusted = significance.holm([row["differences"][model]["p"] for row in tested])
+        for row, p in zip(tested, adjusted, strict=True):
+            difference = row["differences"][model]
+            difference["p_holm"] = p
+            if p < significance.LEVEL:
+                better = (difference["value"] > 0) == row["higher_is_better"]
+                difference["flag"] = "gain" if better else "drop"
 
 
 def metric_name(key: str) -> str:
@@ -261,22 +276,19 @@ def _joined(parts: list[list[float] | None]) -> list[float] | None:
 
 def _row(task: str, key: str, n: int, shots: int | None, higher: bool, values: dict[str, float],
          items: dict[str, list[float] | None]) -> dict[str, Any]:  # fmt: skip
-    """One row. A standard error is given where the score is the mean over its items; a difference is to the first
-    model, paired item by item, and flagged `drop` or `gain` beyond two of its standard errors."""
+    """One row. An interval is given where the score is the mean over its items; a difference is to the first model,
+    tested item by item on the same items."""
     scores, differences, baseline = {}, {}, next(iter(values))
     for model, value in values.items():
-        own = items[model]
+        own, theirs = items[model], items[baseline]
         is_mean = bool(own) and math.isclose(sum(own) / len(own), value, abs_tol=1e-9)
-        scores[model] = {"value": value, "stderr": mean_and_error(own)["stderr"] if is_mean else None}
+        low, high = (significance.mean_interval(own) if is_mean else None) or (None, None)
+        scores[model] = {"value": value, "low": low, "high": high}
         if model == baseline:
             continue
-        difference = {"value": value - values[baseline], "stderr": None, "flag": None}
-        if is_mean and scores[baseline]["stderr"] is not None and len(own) == len(items[baseline]):
-            paired = [a - b for a, b in zip(own, items[baseline], strict=True)]
-            difference["stderr"] = mean_and_error(paired)["stderr"]
-            better = difference["value"] if higher else -difference["value"]
-            bound = 2 * difference["stderr"]
-            difference["flag"] = "drop" if better < -bound else "gain" if better > bound else None
-        differences[model] = difference
+        difference = {"value": value - values[baseline], "low": None, "high": None, "p": None, "test": None}
+        if is_mean and theirs and len(own) == len(theirs):
+            difference = significance.paired(own, theirs)
+        differences[model] = difference | {"p_holm": None, "flag": None}
     return {"task": task, "metric": metric_name(key), "n": n, "n_shot": shots, "higher_is_better": higher,
             "scores": scores, "differences": differences}  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain import chat
+from posttrain import chat, significance
 from posttrain.config import shown
 from posttrain.errors import CheckFailed, UserFault, WontFit
 from posttrain.records import fault_in, read_jsonl
@@ -139,16 +139,8 @@ def _batch_logps(lm, rows, pad_id):
 # ------------------------------------------------------------------ summaries
 
 
-def mean_and_error(values: list[float]) -> dict[str, float | None]:
-    """Mean and its standard error; None for the error of a single value."""
-    n = len(values)
-    mean = sum(values) / n
-    error = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
-    return {"value": mean, "stderr": error}
-
-
 def loss_summary(scores: dict[str, list[tuple[float, int]]], dropped: Counter, baseline: str | None) -> dict[str, Any]:
-    """Loss per answer token of each model, and its difference to `baseline` with a paired standard error.
+    """Loss per answer token of each model, and its difference to `baseline` with a paired interval.
 
     The error is that of a ratio of sums over conversations (linearised): tokens of one row are not independent.
     """
@@ -164,29 +156,29 @@ def loss_summary(scores: dict[str, list[tuple[float, int]]], dropped: Counter, b
         mean = sum(d for d, _ in differences) / tokens
         spread = sum((d - mean * count) ** 2 for d, count in differences)
         error = math.sqrt(spread * n / (n - 1)) / tokens if n > 1 else None
-        result["differences"][name] = {"value": mean, "stderr": error}
+        low, high = significance.t_interval(mean, error, n) or (None, None)
+        result["differences"][name] = {"value": mean, "low": low, "high": high}
     return result
 
 
 def preference_summary(scores: dict[str, list[tuple[float, int]]], dropped: Counter,
                        baseline: str | None) -> dict[str, Any]:  # fmt: skip
-    """Share of pairs whose chosen answer is likelier, the same per token, and the mean margin, with standard errors.
+    """Share of pairs whose chosen answer is likelier, the same per token, and the mean margin, with intervals.
 
     scores: two entries a pair, chosen first. An exact tie counts as wrong.
     """
     result: dict[str, Any] = {"rows": len(next(iter(scores.values()))) // 2, "dropped": dict(dropped)}
     right, kinds = {}, ("accuracy", "accuracy_per_token", "margin")
-    result |= {kind: {} for kind in kinds} | {"stderr": {kind: {} for kind in kinds}, "differences": {}}
+    result |= {kind: {} for kind in kinds} | {"intervals": {kind: {} for kind in kinds}, "differences": {}}
     for name, rows in scores.items():
         pairs = list(zip(rows[::2], rows[1::2], strict=True))
         right[name] = [float(c > r) for (c, _), (r, _) in pairs]
         per_token = [float(c / c_tokens > r / r_tokens) for (c, c_tokens), (r, r_tokens) in pairs]
         margins = [c - r for (c, _), (r, _) in pairs]
         for kind, column in zip(kinds, (right[name], per_token, margins), strict=True):
-            summary = mean_and_error(column)
-            result[kind][name], result["stderr"][kind][name] = summary["value"], summary["stderr"]
+            result[kind][name] = sum(column) / len(column)
+            result["intervals"][kind][name] = significance.mean_interval(column)
     for name in right:
         if baseline and name != baseline:
-            paired = [a - b for a, b in zip(right[name], right[baseline], strict=True)]
-            result["differences"][name] = mean_and_error(paired)
+            result["differences"][name] = significance.paired(right[name], right[baseline])
     return result

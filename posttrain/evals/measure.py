@@ -10,16 +10,18 @@ import json
 import re
 import time
 from collections import Counter
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from posttrain import templates
-from posttrain.evals import harness, heldout
+from posttrain.blocks import Generation
+from posttrain.evals import answer_sets, gates, generate, harness, heldout
 from posttrain.evals.models import BASE, Lineup, each_model
 from posttrain.records import write_jsonl
 from posttrain.runs import read_json, sha256, write_json
-from posttrain.stages import EvalHarness
+from posttrain.stages import AnswerSet, EvalHarness
 
 
 class Kept:
@@ -58,6 +60,7 @@ def measure_all(cfg: EvalHarness, lineup: Lineup, tasks: harness.Tasks, inputs: 
     kept = Kept(cfg, lineup, inputs)
     names = ([BASE] if cfg.include_base else []) + list(lineup.adapters)
     work = {leaf: TaskWork(cfg, leaf, task) for leaf, task in tasks.leaves.items()}
+    work |= {name: AnswerWork(cfg, name, how) for name, how in cfg.answer_sets.items()}
     tests = {role: rows for role in ("sft_test", "pref_test") if (rows := TestWork.of(role, cfg, lineup))}
     scores: dict[str, dict[str, dict]] = {name: {} for name in names}
     for name in names:
@@ -77,11 +80,16 @@ def measure_all(cfg: EvalHarness, lineup: Lineup, tasks: harness.Tasks, inputs: 
                 score["seconds"] = round(time.perf_counter() - began, 2)
                 scores[name][what] = kept.put(name, what, kept.key(name, item.content()), score, samples)
                 print(f"  {name}: {what}: {item.line(score)}, {score['seconds']:.1f} s", flush=True)
-    return _results(tasks, tests, names, scores)
+    return _results(cfg, tasks, work, tests, names, scores)
 
 
-def _results(tasks, tests, names, scores) -> dict[str, Any]:
+def _results(cfg, tasks, work, tests, names, scores) -> dict[str, Any]:
     rows, subtasks = harness.task_rows(tasks, scores)
+    answered = {name: item.items for name, item in work.items() if isinstance(item, AnswerWork)}
+    for name, items in answered.items():
+        texts = {model: [answer["text"] for answer in some[name]["answers"]] for model, some in scores.items()}
+        rows += answer_sets.rows(items, texts, cfg.seed)
+    harness.flag_differences(rows)
     warnings = {f"{name}, {leaf}": some[leaf]["warnings"] for name, some in scores.items() for leaf in tasks.leaves
                 if some[leaf]["warnings"]}  # fmt: skip
     results: dict[str, Any] = {"models": names, "tasks": rows, "subtasks": subtasks}
@@ -91,6 +99,11 @@ def _results(tasks, tests, names, scores) -> dict[str, Any]:
         if role in tests:
             columns = {name: [tuple(pair) for pair in scores[name][role]["logps"]] for name in names}
             results[role] = summary(columns, tests[role].test.dropped, names[0])
+    results["answers"] = {
+        name: {model: answer_sets.facts(items, some[name]["answers"]) for model, some in scores.items()}
+        for name, items in answered.items()
+    }
+    results["gates"] = gates.judged(cfg, results)
     return results | {"warnings": warnings}
 
 
@@ -115,6 +128,34 @@ class TaskWork:
     def line(self, score: dict[str, Any]) -> str:
         metrics = ", ".join(f"{harness.metric_name(key)} {value:.4f}" for key, value in score["metrics"].items())
         return f"{metrics} ({score['n']} items)"
+
+
+class AnswerWork:
+    """One set of prompts that a model answers freely, as something to measure: the answers are kept, not the scores."""
+
+    def __init__(self, cfg: EvalHarness, name: str, how: AnswerSet):
+        self.cfg, self.items = cfg, answer_sets.read(name, how, cfg.seed)
+        self.how = Generation(max_new_tokens=how.max_new_tokens, temperature=0, seed=cfg.seed)
+
+    def content(self) -> list:
+        return ["answers", self.items.kind, self.items.prompts, self.items.references, self.how.model_dump()]
+
+    def measure(self, wrapped) -> tuple[dict[str, Any], list[dict]]:
+        items = self.items
+        answers = generate.generate(wrapped.model, wrapped.tokenizer, items.prompts, self.how, self.cfg.batch_size)
+        scores = answer_sets.item_scores(items, [answer.text for answer in answers])
+        samples = [
+            {"id": items.ids[i], "prompt": items.prompts[i], "references": items.references[i], "answer": answer.text}
+            | {metric: values[i] for metric, values in scores.items()}
+            for i, answer in enumerate(answers)
+        ]
+        return {"answers": [asdict(answer) for answer in answers]}, samples
+
+    def line(self, score: dict[str, Any]) -> str:
+        texts = [answer["text"] for answer in score["answers"]]
+        of_items = answer_sets.item_scores(self.items, texts)
+        means = {metric: sum(values) / len(values) for metric, values in of_items.items()}
+        return ", ".join(f"{metric} {mean:.4f}" for metric, mean in means.items()) + f" ({len(texts)} items)"
 
 
 class TestWork:
@@ -169,5 +210,6 @@ def max_length(cfg: EvalHarness, lineup: Lineup) -> int:
     """Tokens of the longest test row: the config's, else the shortest that one of the adapters was trained with."""
     if cfg.max_length:
         return cfg.max_length
-    trained = [f.manifest["config"]["trainer"]["max_length"] for f in lineup.adapters.values() if f.manifest]
+    configs = [f.manifest["config"] for f in lineup.adapters.values() if f.manifest]
+    trained = [config["trainer"]["max_length"] for config in configs if "trainer" in config]  # a merged export has none
     return min(trained, default=min(lineup.tokenizer.model_max_length, 4096))

@@ -40,27 +40,27 @@ class Lineup:
     def inputs(self) -> dict[str, Any]:
         """As they stand in a manifest."""
         base = {"id": self.base_id, "path": shown(self.base_path), "fingerprint": self.fingerprint}
-        weights = {f"adapter:{name}": runs.describe_file(facts.dir / "adapter_model.safetensors")
-                   for name, facts in self.adapters.items()}  # fmt: skip
-        return {"base": base, **weights}
+        return {"base": base, **{f"adapter:{name}": facts.weights for name, facts in self.adapters.items()}}
 
     def parents(self) -> dict[str, Path]:
         return {name: facts.dir for name, facts in self.adapters.items()}
 
 
 def line_up(adapters: dict[str, Path], quantization: str = "run") -> Lineup:
-    """Check that all adapters stand on one base and were trained with one template, and load that tokenizer.
+    """Check that all adapters stand on one base and were trained with one template, and load that tokenizer. Whole
+    models (full fine-tuning, merged exports) stand beside adapters if the base below them is the same.
 
     quantization: `run` is as the adapters were trained. Raises UserFault naming what differs, CheckFailed if a
     tokenizer encodes otherwise than at training.
     """
     from posttrain import chat, model, templates
 
-    facts = {name: model.adapter_facts(path) for name, path in adapters.items()}
-    first = model.check_same_base(list(facts.values()))
+    facts = {name: model.run_facts(path) for name, path in adapters.items()}
+    first = model.check_same_base([fact for fact in facts.values() if not fact.whole] or list(facts.values()))
+    _same_root(first, [fact for fact in facts.values() if fact.whole])
     tokenizers = {}
     for name, fact in facts.items():
-        if not (fact.dir / "adapter_model.safetensors").is_file():
+        if not fact.whole and not (fact.dir / "adapter_model.safetensors").is_file():
             raise UserFault(f"adapter {name}: {shown(fact.dir)} has no adapter_model.safetensors (other weights are "
                             "not loaded: they can run code)")  # fmt: skip
         own = (fact.dir / "tokenizer_config.json").is_file()
@@ -77,6 +77,19 @@ def line_up(adapters: dict[str, Path], quantization: str = "run") -> Lineup:
         first.base_id, first.base_path, first.base_fingerprint or runs.fingerprint(first.base_path), facts,
         tokenizers[name], shas[name], first.quantization if quantization == "run" else quantization, first.double_quant,
     )  # fmt: skip
+
+
+def _same_root(first, whole: list) -> None:
+    """UserFault for a whole model that comes from another base than the adapters: nothing would be compared."""
+    from posttrain import model
+
+    fingerprint = first.base_fingerprint or runs.fingerprint(first.base_path)
+    here = {"id": first.base_id, "path": str(first.base_path), "fingerprint": fingerprint}
+    below = model.root_base({"base": here})
+    for other in whole:
+        if other.base_fingerprint not in (fingerprint, below["fingerprint"]):
+            raise UserFault(f"{shown(other.dir)} comes from {other.base_id}, {shown(first.dir)} from {below['id']}: "
+                            "other bases; compare those of one base at a time")  # fmt: skip
 
 
 def _same(what: str, values: dict[str, str], otherwise: str) -> None:
@@ -96,13 +109,18 @@ def each_model(lineup: Lineup, names: list[str], precision: str) -> Iterator[tup
     repacked = lineup.quantization != "none" and model.device().type == "cpu"
     base = None
     for name in names:
+        facts = lineup.adapters.get(name)
+        if facts and facts.whole:
+            base = None  # two whole models at once may not fit
+            yield name, model.load_base(facts.dir, precision, lineup.quantization, lineup.double_quant)
+            continue
         if base is None:
             base = model.load_base(lineup.base_path, precision, lineup.quantization, lineup.double_quant)
-        if name == BASE:
+        if facts is None:
             yield name, base
             base = None if repacked else base
             continue
-        tuned = model.load_adapter(base, lineup.adapters[name].dir).eval()
+        tuned = model.load_adapter(base, facts.dir).eval()
         yield name, tuned
         # PEFT writes trained biases into the base's own layers; only a fresh base is without them.
         clean = tuned.peft_config["default"].bias == "none" and not repacked
@@ -114,8 +132,8 @@ def plan_models(plan: Plan, adapters: dict[str, Path], include_base: bool, quant
     """State the adapters as inputs of a plan; the checked lineup if all of them are there."""
     complete = True
     for name, path in adapters.items():
-        unfinished = (path / "status.json").is_file() and not (path / "manifest.json").is_file()
-        needed = path / ("manifest.json" if unfinished else "adapter_config.json")
+        ours = (path / "status.json").is_file() or (path / "manifest.json").is_file()
+        needed = path / ("manifest.json" if ours else "adapter_config.json")
         otherwise = "Name the directory of a training run, or of a PEFT adapter."
         complete &= plan.need(f"adapter {name}", needed if path.is_dir() else path, otherwise=otherwise)
     if not complete or not adapters:
@@ -125,7 +143,7 @@ def plan_models(plan: Plan, adapters: dict[str, Path], include_base: bool, quant
     except Exception as error:
         if not hasattr(error, "exit_code"):
             raise
-        plan.faults.append(str(error))
+        plan.in_the_way(error)
         return None
     plan.fact("inputs", f"base: {lineup.base_id} ({shown(lineup.base_path)}, fingerprint {lineup.fingerprint[:12]})")
     for name, facts in lineup.adapters.items():

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from posttrain.evals import gates
+
 
 def render(results: dict[str, Any]) -> str:
     """The whole page as text: benchmark rows, then held-out rows, then drops and truncations."""
@@ -20,24 +22,28 @@ def render(results: dict[str, Any]) -> str:
 
 
 def _score(score: dict[str, Any], difference: dict[str, Any] | None) -> str:
+    """`0.4375 [0.33, 0.55]`, or `0.4375 (+0.1000 [-0.02, +0.21], p 0.12)` beside the first model."""
+    value = f"{score['value']:.4f}"
     if difference is None:
-        error = f" ±{score['stderr']:.4f}" if score["stderr"] is not None else ""
-        return f"{score['value']:.4f}{error}"
-    error = f" ±{difference['stderr']:.4f}" if difference["stderr"] is not None else ""
-    flag = " DROP" if difference.get("flag") == "drop" else ""
-    return f"{score['value']:.4f} ({difference['value']:+.4f}{error}){flag}"
+        return value + (f" [{score['low']:.3f}, {score['high']:.3f}]" if score.get("low") is not None else "")
+    spread = f" [{difference['low']:+.3f}, {difference['high']:+.3f}]" if difference["low"] is not None else ""
+    p = difference.get("p_holm", difference.get("p"))
+    chance = "" if p is None else f", p {p:.3f}" if p >= 0.001 else ", p <0.001"
+    flag = {"drop": " DROP", "gain": " gain"}.get(difference.get("flag"), "")
+    return f"{value} ({difference['value']:+.4f}{spread}{chance}){flag}"
 
 
 def _held_out(results: dict[str, Any], models: list[str]) -> list[list[str]]:
     lines = []
     if sft := results.get("sft_test"):
-        cells = [_score({"value": sft["loss"][m], "stderr": None}, sft["differences"].get(m)) for m in models]
+        cells = [_score({"value": sft["loss"][m]}, sft["differences"].get(m)) for m in models]
         lines.append(["sft_test", "loss per token", str(sft["rows"]), "", *cells])
     if pref := results.get("pref_test"):
         for kind in ("accuracy", "accuracy_per_token", "margin"):
             cells = []
             for m in models:
-                score = {"value": pref[kind][m], "stderr": pref["stderr"][kind][m]}
+                low, high = pref["intervals"][kind][m] or (None, None)
+                score = {"value": pref[kind][m], "low": low, "high": high}
                 difference = pref["differences"].get(m) if kind == "accuracy" else None
                 cells.append(_score(score, difference))
             lines.append(["pref_test", kind.replace("_", " "), str(pref["rows"]), "", *cells])
@@ -46,16 +52,27 @@ def _held_out(results: dict[str, Any], models: list[str]) -> list[list[str]]:
 
 def _notes(results: dict[str, Any]) -> list[str]:
     """What a reader must not overlook."""
-    baseline, notes = results["models"][0], ["± is one standard error; of a difference: paired, over the same items"]
+    baseline = results["models"][0]
+    notes = ["[low, high]: 95 % intervals. Differences are tested item by item: McNemar's exact test where items are "
+             "right or wrong, else a paired bootstrap; p over the tasks after Holm."]  # fmt: skip
     for row in results["tasks"]:
         for model, difference in row["differences"].items():
             if difference["flag"] == "drop":
                 notes.append(f"forgetting: {model} is below {baseline} on {row['task']} ({row['metric']}) by "
-                             f"{abs(difference['value']):.4f}, more than two standard errors")  # fmt: skip
+                             f"{abs(difference['value']):.4f} (p {difference['p_holm']:.2g})")  # fmt: skip
     for name in ("sft_test", "pref_test"):
         dropped = (results.get(name) or {}).get("dropped")
         if dropped:
             notes.append(f"{name}: not scored: " + ", ".join(f"{why} {n}" for why, n in sorted(dropped.items())))
+    for name, models in results["answers"].items():
+        for model, found in models.items():
+            unread = f", {found['unparseable']} without a readable class" if found.get("unparseable") else ""
+            empty = f", {found['empty']} empty" if found["empty"] else ""
+            speed = f", {found['tokens_per_second']:.0f} tokens/s" if found["tokens_per_second"] else ""
+            notes.append(f"{name}: {model}: {found['mean_tokens']:.0f} tokens an answer, {found['ended']} ended by "
+                         f"themselves{empty}{unread}{speed}")  # fmt: skip
+    notes += [f"{row['task']} {row['metric']}: {row['signature']}" for row in results["tasks"] if "signature" in row]
+    notes += gates.lines(results["gates"])
     for task, texts in results["warnings"].items():
         notes += [f"{task}: {text} ({times} times)" for text, times in texts.items()]
     return ["", *notes]

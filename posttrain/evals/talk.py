@@ -16,7 +16,8 @@ def talk(lineup: Lineup, name: str, precision: str, how: Generation) -> None:
     """Answer every line of standard input until it ends. Nothing is written to disk."""
     models = each_model(lineup, [name], precision)
     _, lm = next(models)
-    exact_base = lm.peft_config["default"].bias == "none"
+    whole = lineup.adapters[name].whole
+    exact_base = not whole and lm.peft_config["default"].bias == "none"
     print(f"talking to {name} on {lineup.base_id}. {HELP}", flush=True)
     history: list[Message] = []
     bare = False
@@ -25,7 +26,8 @@ def talk(lineup: Lineup, name: str, precision: str, how: Generation) -> None:
             history = []
             print("(a new conversation)", flush=True)
         elif line == "/base" and not exact_base:
-            print("(not with this adapter: its biases stay when it is switched off)", flush=True)
+            why = "a whole model, without an adapter to switch off" if whole else "biases stay when it is switched off"
+            print(f"(not with {name}: {why})", flush=True)
         elif line == "/base":
             bare = not bare
             print(f"(now the {'bare base' if bare else f'adapter {name}'}; the conversation goes on)", flush=True)

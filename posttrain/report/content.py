@@ -1,18 +1,18 @@
 """What the report says, as plain data: read from the manifests and files of a lineage, nothing measured anew."""
 
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain import significance
 from posttrain.config import in_project
 from posttrain.records import read_jsonl
 from posttrain.report.lineage import FoundRun, Lineage
 from posttrain.stages import Report
 
-STAGE_LABELS = {"train_sft": "SFT", "train_orpo": "ORPO", "train_dpo": "DPO"}
+STAGE_LABELS = {"train_cpt": "CPT", "train_sft": "SFT", "train_orpo": "ORPO", "train_dpo": "DPO"}
 BASE = "base"
 
 
@@ -27,12 +27,13 @@ class Column:
 
 @dataclass
 class Cell:
-    """One number of one model. `difference` is to the base."""
+    """One number of one model, with its 95 % interval. `difference` is to the base, with its own interval and p."""
 
     value: float
-    stderr: float | None = None
+    interval: tuple[float, float] | None = None
     difference: float | None = None
-    difference_stderr: float | None = None
+    difference_interval: tuple[float, float] | None = None
+    p: float | None = None
     drop: bool = False
 
 
@@ -108,8 +109,7 @@ def summary_rows(lineage: Lineage) -> list[Row]:
 
 
 def _share_cell(count: int, n: int) -> Cell:
-    share = count / n
-    return Cell(share, math.sqrt(share * (1 - share) / n))
+    return Cell(count / n, significance.wilson(count, n))
 
 
 def _compare_rows(run: FoundRun) -> list[Row]:
@@ -157,14 +157,19 @@ def _format_rows(run: FoundRun) -> list[Row]:
 
 def _cell(score: dict, difference: dict | None) -> Cell:
     difference = difference or {}
-    return Cell(score["value"], score["stderr"], difference.get("value"), difference.get("stderr"),
-                difference.get("flag") == "drop")  # fmt: skip
+    return Cell(score["value"], _interval(score), difference.get("value"), _interval(difference),
+                difference.get("p_holm", difference.get("p")), difference.get("flag") == "drop")  # fmt: skip
+
+
+def _interval(measured: dict) -> tuple[float, float] | None:
+    return None if measured.get("low") is None else (measured["low"], measured["high"])
 
 
 def _task_rows(run: FoundRun) -> list[Row]:
     rows = []
     for task in run.manifest["results"]["tasks"]:
         share = all(0 <= score["value"] <= 1 for score in task["scores"].values())
+        share = share and not task.get("signature", "").endswith("0-100")
         row = Row(task["task"], task["metric"], task["n"], "%" if share else "number", "higher", source=run.name)
         row.cells = {column_key(run, m): _cell(s, task["differences"].get(m)) for m, s in task["scores"].items()}
         rows.append(row)
@@ -175,7 +180,7 @@ def _held_out_rows(run: FoundRun) -> list[Row]:
     results, rows = run.manifest["results"], []
     if sft := results.get("sft_test"):
         row = Row("sft_test", "loss per answer token", sft["rows"], "loss", "lower", source=run.name)
-        row.cells = {column_key(run, m): _cell({"value": v, "stderr": None}, sft["differences"].get(m))
+        row.cells = {column_key(run, m): _cell({"value": v}, sft["differences"].get(m))
                      for m, v in sft["loss"].items()}  # fmt: skip
         rows.append(row)
     if pref := results.get("pref_test"):
@@ -183,7 +188,8 @@ def _held_out_rows(run: FoundRun) -> list[Row]:
             row = Row("pref_test", f"preference {kind}", pref["rows"], unit, "higher", source=run.name)
             for m, value in pref[kind].items():
                 difference = pref["differences"].get(m) if kind == "accuracy" else None
-                row.cells[column_key(run, m)] = _cell({"value": value, "stderr": pref["stderr"][kind][m]}, difference)
+                low, high = pref["intervals"][kind][m] or (None, None)
+                row.cells[column_key(run, m)] = _cell({"value": value, "low": low, "high": high}, difference)
             rows.append(row)
     return rows
 

@@ -24,10 +24,19 @@ CHINESE = {
     "acc": "选择题正确率",
     "acc_norm": "选择题正确率（按长度归一）",
     "exact_match": "逐字一致",
+    "accuracy": "分类正确率",
+    "macro_f1": "宏平均 F1",
+    "bleu4": "BLEU-4（0–100）",
+    "rouge_l_char": "ROUGE-L，按字（0–100）",
+    "rouge_l_jieba": "ROUGE-L，按词（0–100）",
+    "chrf": "chrF（0–100）",
+    "em": "抽取式问答：完全一致",
+    "f1": "抽取式问答：F1",
 }
 CAPTIONS = {"all prompts": "全部提示", "sft_test": "留出的对话", "pref_test": "留出的偏好对"}
 KINDS = {
     "prepare_data": "数据",
+    "train_cpt": "继续预训练",
     "train_sft": "监督微调",
     "train_orpo": "偏好对齐",
     "train_dpo": "偏好对齐",
@@ -52,20 +61,26 @@ def digits(value: float) -> int:
     return 3 if abs(value) < 100 else 1
 
 
-def error(cell: Cell, unit: str) -> str:
-    """± one standard error, in points where the value is a share."""
-    if cell.stderr is None:
-        return ""
-    return f"±{100 * cell.stderr:.1f}" if unit == "%" else f"±{cell.stderr:.{digits(cell.value)}f}"
+def interval(cell: Cell, unit: str) -> str:
+    """The 95 % interval: [33.1, 55.0] in points where the value is a share."""
+    return _between(cell.interval, unit, cell.value, "")
 
 
 def change(cell: Cell, unit: str) -> str:
-    """The difference to the base with its own standard error."""
+    """The difference to the base with its interval, and the chance of one as large if there were none."""
     if cell.difference is None:
         return ""
     scale, places = (100, 1) if unit == "%" else (1, digits(cell.value))
-    spread = f" ±{scale * cell.difference_stderr:.{places}f}" if cell.difference_stderr is not None else ""
-    return f"{scale * cell.difference:+.{places}f}{spread}"
+    spread = _between(cell.difference_interval, unit, cell.value, "+")
+    chance = "" if cell.p is None else f", p {cell.p:.3f}" if cell.p >= 0.001 else ", p <0.001"
+    return f"{scale * cell.difference:+.{places}f} {spread}{chance}".replace(" ,", ",").strip()
+
+
+def _between(bounds: tuple[float, float] | None, unit: str, value: float, sign: str) -> str:
+    if bounds is None:
+        return ""
+    scale, places = (100, 1) if unit == "%" else (1, digits(value))
+    return f"[{', '.join(f'{scale * bound:{sign}.{places}f}' for bound in bounds)}]"
 
 
 def knob(value: Any) -> str:
@@ -106,7 +121,7 @@ def context(lineage: Lineage, config: Report) -> dict[str, Any]:
         "common": _common(lineage),
         "bar": bar,
         "number": number,
-        "error": error,
+        "interval": interval,
         "change": change,
         "knob": knob,
         "shown": shown,

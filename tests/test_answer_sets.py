@@ -1,0 +1,129 @@
+"""Answer sets through the real command: formats, rows of the table, what is kept, gates and their exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import chats, make_adapter, run_here, write_rows
+
+from posttrain.errors import UserFault
+from posttrain.evals import answer_sets, generation
+from posttrain.runs import read_json
+from posttrain.stages import AnswerSet, EvalHarness
+from scripts import eval_harness
+
+ARTICLE = {"data": [{"title": "甲", "paragraphs": [{"id": "1", "context": "长江全长6300公里，流入东海。", "qas": [
+    {"question": "长江流入哪里？", "id": "a", "answers": [{"text": "东海", "answer_start": 11}, {"text": "东海。"}]},
+    {"question": "长江多长？", "id": "b", "answers": [{"text": "6300公里", "answer_start": 4}]},
+]}]}]}  # fmt: skip
+
+
+def write_sets(folder: Path) -> dict[str, dict]:
+    """One file of each kind in its published format; the YAML block that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    news = ["股市今天上涨\t0", "球队赢了比赛\t1", "央行下调利率\t0", "新赛季开幕\t1"]
+    (folder / "dev.txt").write_text("\n".join(news) + "\n", encoding="utf-8")
+    (folder / "class.txt").write_text("财经\n体育\n", encoding="utf-8")
+    (folder / "cmrc.json").write_text(json.dumps(ARTICLE, ensure_ascii=False), encoding="utf-8")
+    write_rows(folder / "open.jsonl", [*chats(6), {"prompt": "一加一", "answer": ["二", "等于二"]}])
+    return {
+        "news": {"file": str(folder / "dev.txt"), "kind": "classification", "max_new_tokens": 6},
+        "reading": {"file": str(folder / "cmrc.json"), "kind": "extractive_qa", "max_new_tokens": 6},
+        "open": {"file": str(folder / "open.jsonl"), "max_new_tokens": 8},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(base, tmp_path_factory):
+    root = tmp_path_factory.mktemp("answers")
+    return {"root": root, "base": base, "one": make_adapter(base, root / "one", 1), "sets": write_sets(root / "sets")}
+
+
+def evaluate(world, *more: str, name: str = "run", **keys):
+    values = {"hardware": "cpu", "output_dir": str(world["root"] / name), "peft_adapter": str(world["one"]), "tasks": [],
+              "sft_test": None, "pref_test": None, "answer_sets": world["sets"], **keys}  # fmt: skip
+    path = world["root"] / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return run_here(EvalHarness, eval_harness.plan, eval_harness.main, "--config", str(path), *more)
+
+
+def test_formats(world):
+    sets = {name: answer_sets.read(name, AnswerSet(**block), 42) for name, block in world["sets"].items()}
+    assert sets["news"].classes == ["财经", "体育"] and sets["news"].references == [["财经"], ["体育"]] * 2
+    assert "财经、体育" in sets["news"].prompts[0][0]["content"]
+    assert sets["reading"].references == [["东海", "东海。"], ["6300公里"]]
+    assert sets["open"].references[-1] == ["二", "等于二"] and len(sets["open"].ids) == 7
+    some = answer_sets.read("open", AnswerSet(**world["sets"]["open"] | {"limit": 3}), 42)
+    assert len(some.ids) == 3 and set(some.ids) <= set(sets["open"].ids)
+
+
+def test_right_answers_score_full_marks(world):
+    for name, block in world["sets"].items():
+        items = answer_sets.read(name, AnswerSet(**block), 42)
+        right = [references[0] for references in items.references]
+        rows = answer_sets.rows(items, {"base": ["" for _ in right], "a": right}, 0)
+        for row in rows:
+            full = 1.0 if row["metric"] in ("accuracy", "macro_f1", "em", "f1") else 100.0
+            # sacrebleu itself gives less than 100 where the texts together hold no 4-gram
+            assert row["scores"]["a"]["value"] == pytest.approx(full, rel=1e-3) or name == "reading"
+            assert row["scores"]["base"]["value"] == 0 and row["signature"]
+
+
+def test_the_command_measures_keeps_and_gates(world):
+    done = evaluate(world, gates={"news/accuracy": 0.0, "open/bleu4": {"min": 99.0}})
+    assert done.returncode == 4 and "gate open/bleu4 >= 99: one" in done.stderr and "FAIL" in done.stderr
+    assert "gate news/accuracy >= 0: one" in done.stdout and "pass" in done.stdout
+    results = read_json(world["root"] / "run/results.json")
+    metrics = {(row["task"], row["metric"]) for row in results["tasks"]}
+    assert metrics == {(n, m) for n, kind in (("news", "classification"), ("reading", "extractive_qa"), ("open", "text"))
+                       for m in answer_sets.METRICS[kind]}  # fmt: skip
+    row = next(row for row in results["tasks"] if row["metric"] == "rouge_l_char")
+    assert row["differences"]["one"]["p_holm"] >= row["differences"]["one"]["p"]
+    table = results["answers"]["news"]["base"]
+    assert sum(map(sum, table["confusion"])) == 4 and table["mean_tokens"] > 0
+    sample = json.loads((world["root"] / "run/samples/one/reading.jsonl").read_text().splitlines()[0])
+    assert sample["references"] == ["东海", "东海。"] and 0 <= sample["f1"] <= 1
+    again = evaluate(world, gates={"news/accuracy": 0.0, "open/bleu4": {"min": 99.0}})
+    assert again.returncode == 4, "a finished evaluation still fails its gate"
+    passed = evaluate(world, gates={"news/accuracy": 0.0})
+    assert passed.returncode == 0 and "6 of 6 measurements are kept" in passed.stdout
+
+
+@pytest.mark.parametrize(
+    ("gates", "said"),
+    [
+        ({"nosuch/accuracy": 0.5}, "the tasks here: news, open, reading"),
+        ({"news/bleu4": 15}, "choose from accuracy, macro_f1"),
+        ({"open/bleu4": {"min": 15, "signature": "sacrebleu:1.0|tok:13a"}}, "set the bound anew"),
+        ({"news/accuracy": {}}, "min or max"),
+    ],
+)
+def test_a_gate_that_cannot_be_judged_is_refused_first(world, gates, said):
+    done = evaluate(world, "--dry-run", name="faulty", gates=gates)
+    assert done.returncode == 2 and said in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "said"),
+    [
+        ("classification", "a.txt", "好消息\t7\n", "not one of the 2 classes 财经, 体育"),
+        ("classification", "a.jsonl", '{"prompt": "问", "answer": "娱乐"}\n', "not one of the classes"),
+        ("text", "a.jsonl", '{"question": "问"}\n', "keys there: question"),
+        ("text", "a.jsonl", "{oops\n", "not JSON"), ("text", "a.jsonl", "", "holds no item"),
+        ("text", "a.csv", "x", "expected .jsonl"),
+        ("extractive_qa", "a.json", '{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "q"}]}]}]}', "no context"),
+    ],
+)  # fmt: skip
+def test_unusable_files_are_named(tmp_path, kind, name, text, said):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    classes = ["财经", "体育"] if kind == "classification" else None
+    with pytest.raises(UserFault, match=said.replace("(", r"\(")):
+        answer_sets.read("x", AnswerSet(file=tmp_path / name, kind=kind, classes=classes), 0)
+
+
+def test_the_dry_run_counts_answers(world):
+    done = evaluate(world, "--dry-run", name="plan")
+    assert done.returncode == 0, done.stdout
+    assert "news: 4 items (classification, 2 classes), 8 answers of 6 tokens at most" in done.stdout
+    assert generation.signature("bleu4").startswith("sacrebleu:")
