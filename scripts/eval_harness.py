@@ -50,6 +50,7 @@ def plan(plan: Plan) -> None:
 def main(loaded: Loaded) -> None:
     """Measure model by model, task by task; print and save the page."""
     os.chdir(ROOT)  # data_files in a task YAML are relative to the project, as every path here
+    from posttrain.data import overlap
     from posttrain.evals import gates, harness, measure, models, page, plan_tasks
 
     cfg: EvalHarness = loaded.config
@@ -69,10 +70,11 @@ def main(loaded: Loaded) -> None:
     chosen.write(cfg.output_dir / "tasks")
     hints = {name: f"without the hub: {plan_tasks.by_hand(name, cfg)}" for name in chosen.hub}
     tasks = harness.load_tasks(cfg.tasks, chosen.folders(cfg), chosen.needs_defaults, cfg.num_fewshot, hints)
-    results = measure.measure_all(cfg, lineup, tasks, inputs)
+    results = measure.measure_all(cfg, lineup, tasks, inputs, overlap.items_in_files)
     write_json(results_file, results)
     print(f"\n{page.render(results)}\n", flush=True)
-    compact = {key: results[key] for key in ("models", "tasks", "answers", "gates", "sft_test", "pref_test")}
+    told = ("models", "tasks", "answers", "gates", "contamination", "sft_test", "pref_test")
+    compact = {key: results[key] for key in told}
     run.finish("eval", inputs, [results_file], lineup.parents(), compact,
                template={"sha256": lineup.template_sha}, seeds={"seed": cfg.seed})  # fmt: skip
     items = shown(cfg.output_dir / "samples")

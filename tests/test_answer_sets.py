@@ -41,8 +41,8 @@ def world(base, tmp_path_factory):
 
 
 def evaluate(world, *more: str, name: str = "run", **keys):
-    values = {"hardware": "cpu", "output_dir": str(world["root"] / name), "peft_adapter": str(world["one"]), "tasks": [],
-              "sft_test": None, "pref_test": None, "answer_sets": world["sets"], **keys}  # fmt: skip
+    values = {"hardware": "cpu", "output_dir": str(world["root"] / name), "peft_adapter": str(world["one"]),
+              "tasks": [], "sft_test": None, "pref_test": None, "answer_sets": world["sets"], **keys}  # fmt: skip
     path = world["root"] / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return run_here(EvalHarness, eval_harness.plan, eval_harness.main, "--config", str(path), *more)
@@ -76,8 +76,8 @@ def test_the_command_measures_keeps_and_gates(world):
     assert "gate news/accuracy >= 0: one" in done.stdout and "pass" in done.stdout
     results = read_json(world["root"] / "run/results.json")
     metrics = {(row["task"], row["metric"]) for row in results["tasks"]}
-    assert metrics == {(n, m) for n, kind in (("news", "classification"), ("reading", "extractive_qa"), ("open", "text"))
-                       for m in answer_sets.METRICS[kind]}  # fmt: skip
+    kinds = {"news": "classification", "reading": "extractive_qa", "open": "text"}
+    assert metrics == {(name, metric) for name, kind in kinds.items() for metric in answer_sets.METRICS[kind]}
     row = next(row for row in results["tasks"] if row["metric"] == "rouge_l_char")
     assert row["differences"]["one"]["p_holm"] >= row["differences"]["one"]["p"]
     table = results["answers"]["news"]["base"]
@@ -112,7 +112,7 @@ def test_a_gate_that_cannot_be_judged_is_refused_first(world, gates, said):
         ("text", "a.jsonl", '{"question": "问"}\n', "keys there: question"),
         ("text", "a.jsonl", "{oops\n", "not JSON"), ("text", "a.jsonl", "", "holds no item"),
         ("text", "a.csv", "x", "expected .jsonl"),
-        ("extractive_qa", "a.json", '{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "q"}]}]}]}', "no context"),
+        ("extractive_qa", "a.json", '[{"paragraphs": [{"context": "c", "qas": [{"question": "q"}]}]}]', "no context"),
     ],
 )  # fmt: skip
 def test_unusable_files_are_named(tmp_path, kind, name, text, said):

@@ -496,6 +496,6 @@ def test_forgetting_is_flagged_by_a_paired_test():
     assert row["differences"]["lost"]["flag"] == "drop" and row["differences"]["swapped"]["flag"] is None
     assert row["differences"]["lost"]["p"] == pytest.approx(2 * 0.5**12)  # twelve lost, none gained
     assert row["differences"]["swapped"]["p"] == 1.0
-    results = {"models": list(scores), "tasks": [row], "answers": {}, "gates": [], "sft_test": None, "pref_test": None,
-               "warnings": {}}  # fmt: skip
+    results = {"models": list(scores), "tasks": [row], "sft_test": None, "pref_test": None,
+               **dict.fromkeys(("answers", "contamination", "warnings"), {}), "gates": []}  # fmt: skip
     assert "forgetting: lost is below base on t" in page.render(results)

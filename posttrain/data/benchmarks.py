@@ -134,6 +134,12 @@ def _yaml_rows(file: Path) -> Iterator[tuple[int, Any]]:
 Texts = tuple[tuple[str, ...], list[str], list[str]]  # passage, question, options
 
 
+def texts_of(row: Any) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """(question, options) of each item of a row, as Item has them; a passage is what its questions go with."""
+    for passage, question, options in _texts(row):
+        yield (passage, (*question, *options)) if passage else (tuple(question), tuple(options))
+
+
 def _texts(row: Any) -> Iterator[Texts]:
     """(passage, question, options) of each item of a row, whatever its layout."""
     if isinstance(row, str):

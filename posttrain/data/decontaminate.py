@@ -194,12 +194,19 @@ def load(directory: Path) -> Benchmarks:
 
 def leaks(benchmarks: Benchmarks, texts: list[list[str]], min_coverage: float) -> list[str | None]:
     """Per record (the folded texts of its turns): None, or the item it holds most of, and how much of that."""
-    found = [None] * len(texts)
+    found, best = [None] * len(texts), [0.0] * len(texts)
+    for record, item, coverage in items_in(benchmarks, texts, min_coverage):
+        if coverage > best[record]:
+            found[record], best[record] = f"{benchmarks.names[item]}, {coverage:.0%} of it", coverage
+    return found
+
+
+def items_in(benchmarks: Benchmarks, texts: list[list[str]], min_coverage: float) -> Iterator[tuple[int, int, float]]:
+    """(record, item, coverage) of every item that a record (the folded texts of its turns) leaks."""
     if len(benchmarks.keys):
         for start, end in _batches(texts):
-            for record, item, coverage in _leaks_in(benchmarks, texts[start:end], min_coverage):
-                found[start + record] = f"{benchmarks.names[item]}, {coverage:.0%} of it"
-    return found
+            for record, item, coverage in _items_in(benchmarks, texts[start:end], min_coverage):
+                yield start + record, item, coverage
 
 
 def _batches(texts: list[list[str]]) -> Iterator[tuple[int, int]]:
@@ -214,8 +221,8 @@ def _batches(texts: list[list[str]]) -> Iterator[tuple[int, int]]:
         yield start, len(texts)
 
 
-def _leaks_in(benchmarks: Benchmarks, texts: list[list[str]], min_coverage: float) -> Iterator[tuple]:
-    """(record, item, coverage) of the records that leak; of several items the one with the highest coverage."""
+def _items_in(benchmarks: Benchmarks, texts: list[list[str]], min_coverage: float) -> Iterator[tuple]:
+    """items_in, for texts that are looked at together."""
     units = units_of([text for turns in texts for text in turns])
     places, keys = _hits(benchmarks, units)
     if not len(places):
@@ -229,15 +236,13 @@ def _leaks_in(benchmarks: Benchmarks, texts: list[list[str]], min_coverage: floa
     pairs, hits = np.unique(np.repeat(records, number) * len(benchmarks.counted) + items, return_counts=True)
     pair_record, pair_item = np.divmod(pairs, len(benchmarks.counted))
     wanted = min_coverage * benchmarks.counted[pair_item] - 1e-9
-    best = {}
     for i in np.flatnonzero(hits * N + benchmarks.short_units[pair_item] >= wanted).tolist():
         record, item = int(pair_record[i]), int(pair_item[i])
         there = keys[slice(*np.searchsorted(records, (record, record + 1)))]
         units_found = _units_found(benchmarks, item, there, units, *bounds[record : record + 2].tolist())
         coverage = units_found / int(benchmarks.counted[item])
-        if units_found >= wanted[i] and coverage > best.get(record, (0, 0))[1]:
-            best[record] = item, coverage
-    yield from ((record, item, coverage) for record, (item, coverage) in best.items())
+        if units_found >= wanted[i]:
+            yield record, item, coverage
 
 
 def _hits(benchmarks: Benchmarks, units: Units) -> tuple[np.ndarray, np.ndarray]:

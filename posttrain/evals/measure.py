@@ -17,7 +17,7 @@ from typing import Any
 
 from posttrain import templates
 from posttrain.blocks import Generation
-from posttrain.evals import answer_sets, gates, generate, harness, heldout
+from posttrain.evals import answer_sets, clean, gates, generate, harness, heldout
 from posttrain.evals.models import BASE, Lineup, each_model
 from posttrain.records import write_jsonl
 from posttrain.runs import read_json, sha256, write_json
@@ -55,8 +55,10 @@ class Kept:
         return self.cfg.output_dir / "partial" / model / f"{what}.json"
 
 
-def measure_all(cfg: EvalHarness, lineup: Lineup, tasks: harness.Tasks, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The content of results.json. Prints a line for each measurement."""
+def measure_all(cfg: EvalHarness, lineup: Lineup, tasks: harness.Tasks, inputs: dict[str, Any],
+                search: clean.Search) -> dict[str, Any]:  # fmt: skip
+    """The content of results.json. Prints a line for each measurement. `search` finds benchmark items in training
+    files (data.overlap.items_in_files)."""
     kept = Kept(cfg, lineup, inputs)
     names = ([BASE] if cfg.include_base else []) + list(lineup.adapters)
     work = {leaf: TaskWork(cfg, leaf, task) for leaf, task in tasks.leaves.items()}
@@ -80,7 +82,14 @@ def measure_all(cfg: EvalHarness, lineup: Lineup, tasks: harness.Tasks, inputs: 
                 score["seconds"] = round(time.perf_counter() - began, 2)
                 scores[name][what] = kept.put(name, what, kept.key(name, item.content()), score, samples)
                 print(f"  {name}: {what}: {item.line(score)}, {score['seconds']:.1f} s", flush=True)
-    return _results(cfg, tasks, work, tests, names, scores)
+    results = _results(cfg, tasks, work, tests, names, scores)
+    answered = {name: item.items for name, item in work.items() if isinstance(item, AnswerWork)}
+    rows = clean.benchmark_rows(cfg.output_dir, names[0], list(tasks.leaves), answered)
+    manifests = {name: facts.manifest for name, facts in lineup.adapters.items()}
+    results["contamination"] = clean.contamination(manifests, rows, search) if rows else {}
+    for table in (results["tasks"], results["subtasks"]):
+        clean.add_clean_scores(table, tasks.asked, scores, answered, results["contamination"])
+    return results
 
 
 def _results(cfg, tasks, work, tests, names, scores) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from posttrain.evals import gates
+from posttrain.evals import clean, gates
 
 
 def render(results: dict[str, Any]) -> str:
@@ -72,6 +72,7 @@ def _notes(results: dict[str, Any]) -> list[str]:
             notes.append(f"{name}: {model}: {found['mean_tokens']:.0f} tokens an answer, {found['ended']} ended by "
                          f"themselves{empty}{unread}{speed}")  # fmt: skip
     notes += [f"{row['task']} {row['metric']}: {row['signature']}" for row in results["tasks"] if "signature" in row]
+    notes += clean.lines(results["tasks"], results["contamination"])
     notes += gates.lines(results["gates"])
     for task, texts in results["warnings"].items():
         notes += [f"{task}: {text} ({times} times)" for text, times in texts.items()]
