@@ -8,17 +8,21 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from posttrain.blocks import (
+    Block,
     Export,
     Generation,
     PreferenceTraining,
     SftTrainer,
     StageConfig,
+    TextData,
     TrainData,
     Trainer,
     Training,
+    no_adapter_with_full,
 )
 from posttrain.config import ProjectPath
 from posttrain.data_blocks import Decontaminate, Mix, Rules
+from posttrain.forgetting_blocks import Ewc, KlToBase, Replay
 
 # ------------------------------------------------------------------ data
 
@@ -124,6 +128,22 @@ class Fetch(StageConfig):
 # ------------------------------------------------------------------ training
 
 
+class TrainCpt(Training):
+    """Continued pre-training: plain text in, adapter (or whole model) out. Every token is learned."""
+
+    name: ClassVar[str] = "train_cpt"
+    stage: Literal["cpt"] = "cpt"
+    """Marks the file as a config of train_cpt (export_lora reads it)."""
+    output_dir: ProjectPath = "outputs/cpt"
+    """The run: adapter, checkpoints, metrics, manifest."""
+    data: TextData = TextData(train_files=["data_proc/text_train.jsonl"])
+    """Documents."""
+    trainer: SftTrainer = SftTrainer(num_train_epochs=1.0)
+    """Optimisation."""
+    export: Export = Export(output_dir="outputs/adapters/cpt")
+    """What export_lora makes of this run."""
+
+
 class TrainSft(Training):
     """Supervised fine-tuning: conversations in, adapter out."""
 
@@ -134,8 +154,49 @@ class TrainSft(Training):
     """The run: adapter, checkpoints, metrics, manifest."""
     data: TrainData = TrainData(train_files=["data_proc/sft_train.jsonl"])
     """Conversations."""
+    cpt_run: ProjectPath | None = None
+    """A run of train_cpt whose adapter is trained further, with its LoRA shape; null starts on `model.base` (where
+    `model.base: outputs/cpt` goes on from a full one). kl_to_base and ewc hold to the bare base in either case."""
     loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
     """Which turns are learned; the end-of-turn token always belongs to the answer."""
+
+    @field_validator("cpt_run")
+    @classmethod
+    def _a_whole_model_continues_no_adapter(cls, value, info: ValidationInfo):
+        return no_adapter_with_full(value, info)
+
+    replay: Replay | None = None
+    """General conversations mixed in, against forgetting; null is off. docs/forgetting.md compares the means."""
+    kl_to_base: KlToBase | None = None
+    """Hold the answers near those of the base; null is off."""
+    ewc: Ewc | None = None
+    """Hold the weights that general data needs near those of the base; null is off. Needs replay.files."""
+
+    @field_validator("kl_to_base", "ewc")
+    @classmethod
+    def _held_to_the_base(cls, value, info: ValidationInfo):
+        """The base is what is left when the adapter is switched off, so there must be nothing else that is trained."""
+        if value is None:
+            return value
+        if info.data.get("finetuning_type") == "full":
+            raise ValueError("needs finetuning_type: lora; with full the base is gone after the first step")
+        lora = info.data.get("lora")
+        if lora and lora.bias != "none":
+            raise ValueError(f"needs lora.bias: none; with {lora.bias} the base's own biases are trained")
+        if info.field_name == "ewc" and getattr(lora, "use_dora", False):
+            raise ValueError("needs lora.use_dora: false; DoRA's change of a matrix is not alpha / r x B A")
+        if info.field_name == "ewc" and info.data.get("replay", True) is None:
+            raise ValueError("needs replay.files: F is estimated on general rows (replay.share: 0 trains none)")
+        return value
+
+    @field_validator("ewc")
+    @classmethod
+    def _replay_is_of_use(cls, value, info: ValidationInfo):
+        replay = info.data.get("replay")
+        if replay and not replay.share and not value:
+            raise ValueError("replay.share is 0, so replay would do nothing: set a share, or ewc, or replay: null")
+        return value
+
     trainer: SftTrainer = SftTrainer()
     """Optimisation."""
     export: Export = Export()
@@ -228,6 +289,40 @@ class ExportLora(Export, StageConfig):
 # ------------------------------------------------------------------ evaluation, comparison, report
 
 
+class AnswerSet(Block):
+    """Prompts with right answers in a local file, which the models answer freely."""
+
+    file: ProjectPath
+    """JSONL of {"prompt", "answer"} or {"messages"} (the last turn is the answer); THUCNews's text and class by a tab,
+    with class.txt beside it; CMRC 2018's or SQuAD's JSON."""
+    kind: Literal["text", "classification", "extractive_qa"] = "text"
+    """text: BLEU-4, ROUGE-L, chrF; classification: accuracy, macro-F1, confusion matrix; extractive_qa: exact match and
+    F1 as CMRC 2018 defines them."""
+    classes: list[str] | None = None
+    """Of a classification; null takes class.txt beside the file, or the answers that occur."""
+    limit: int | None = Field(500, ge=1)
+    """A seeded draw of this many items; null is all."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest answer in tokens."""
+
+
+class Gate(Block):
+    """A bound that every adapter must keep, or the evaluation ends with exit code 4."""
+
+    min: float | None = None
+    """The number must not be below."""
+    max: float | None = None
+    """The number must not be above."""
+    signature: str | None = None
+    """The signature (tool, version, tokeniser) that the bound was set for; a number with another one is refused."""
+
+    @model_validator(mode="after")
+    def _bounds_something(self):
+        if self.min is None and self.max is None:
+            raise ValueError("a gate needs min or max")
+        return self
+
+
 class EvalHarness(StageConfig):
     """The base first, then each adapter, on the same items."""
 
@@ -252,6 +347,20 @@ class EvalHarness(StageConfig):
     """A directory of task YAMLs of your own, in lm-eval's format."""
     data_dir: ProjectPath = "data_raw/eval"
     """Local benchmark files, data_dir/<task>/...; they win over the hub."""
+    answer_sets: dict[str, AnswerSet] = {}
+    """Name -> prompts with right answers, answered greedily with the run's template: BLEU-4, ROUGE-L, classification,
+    extractive QA."""
+    gates: dict[str, Gate] = {}
+    """task/metric -> a bound, for instance thucnews/accuracy: 0.85 (a bare number is a minimum)."""
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _number_is_minimum(cls, value):
+        if not isinstance(value, dict):
+            return value
+        numbers = {k: v for k, v in value.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        return value | {name: {"min": number} for name, number in numbers.items()}
+
     num_fewshot: int | None = Field(None, ge=0)
     """Examples in the prompt; null is the task's own number."""
     limit: int | None = Field(None, ge=1)
@@ -274,6 +383,17 @@ class EvalHarness(StageConfig):
     """run: as the adapter was trained."""
     seed: int = 42
     """Seed of few-shot draws."""
+
+
+class SensitiveFilter(Block):
+    """Words that must not be shown, found through disguises (width, case, traditional characters, noise between)."""
+
+    files: list[ProjectPath] = Field(min_length=1)
+    """Word lists of your own: UTF-8, a word per line, # comments."""
+    action: Literal["mask", "replace", "block"] = "mask"
+    """mask: every character becomes `by`; replace: the word becomes `by`; block: the answer ends before the word."""
+    by: str = "*"
+    """What stands in place of a character (mask) or of a word (replace)."""
 
 
 class InferCompare(StageConfig):
@@ -302,12 +422,17 @@ class InferCompare(StageConfig):
     include_base: bool = True
     """Show the bare base as the first column."""
     prompts: ProjectPath = "configs/prompts.jsonl"
-    """JSONL of `Prompt` records, of {"prompt": "..."} rows, or a text file with a prompt a line. An `answer` beside
-    the prompt is the expected one: exact matches are counted."""
+    """JSONL of `Prompt` records, of {"prompt": "..."} rows, a YAML list of them, or a text file with a prompt a line.
+    An `answer` beside the prompt is the expected one: exact matches are counted. `checks` are kept or broken by code
+    (configs/panel.yaml shows them all)."""
+    sheet: bool = False
+    """Write sheet.csv, on which a person scores the answers without knowing whose they are; read back by --score."""
     generation: Generation = Generation()
     """How answers are sampled."""
     chat: Generation = Generation(max_new_tokens=256, temperature=0.9)
     """The same for --chat."""
+    chat_sensitive: SensitiveFilter | None = None
+    """Sensitive words in answers of --chat, as they come; null shows everything."""
     batch_size: int = Field(8, ge=1)
     """Prompts per forward pass. [hardware]"""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -352,7 +477,8 @@ class MakeDemo(StageConfig):
 
 STAGES: dict[str, type[StageConfig]] = {
     cls.name: cls
-    for cls in (PrepareData, Fetch, TrainSft, TrainOrpo, TrainDpo, EvalHarness, InferCompare, Report, MakeDemo)
+    for cls in (PrepareData, Fetch, TrainCpt, TrainSft, TrainOrpo, TrainDpo, EvalHarness, InferCompare, Report,
+                MakeDemo)  # fmt: skip
 }
-TRAINING_STAGES: dict[str, type[Training]] = {"sft": TrainSft, "orpo": TrainOrpo, "dpo": TrainDpo}
+TRAINING_STAGES: dict[str, type[Training]] = {"cpt": TrainCpt, "sft": TrainSft, "orpo": TrainOrpo, "dpo": TrainDpo}
 

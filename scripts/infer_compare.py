@@ -60,7 +60,8 @@ def main(loaded: Loaded, chat: str | None) -> None:
     cfg: InferCompare = loaded.config
     if chat is not None:
         adapters = partner(cfg, chat)
-        talk(models.line_up(adapters, cfg.quantization), next(iter(adapters)), cfg.precision, cfg.chat)
+        lineup = models.line_up(adapters, cfg.quantization)
+        talk(lineup, next(iter(adapters)), cfg.precision, cfg.chat, cfg.chat_sensitive)
         return
     rows, _ = compare.read_prompts(cfg.prompts)
     lineup = models.line_up(cfg.adapters, cfg.quantization)

@@ -256,7 +256,7 @@ def test_a_conversation_remembers_its_turns_and_toggles_the_adapter(world, capsy
     seen = []
     real = talk.chat_turn
 
-    def noted(lm, tokenizer, messages, how):
+    def noted(lm, tokenizer, messages, how, words):
         seen.append(list(messages))
         return real(lm, tokenizer, messages, how)
 

@@ -9,17 +9,18 @@ numbers.
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TextStreamer
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from posttrain import chat
 from posttrain.blocks import Generation
 from posttrain.errors import UserFault, WontFit
 from posttrain.records import Message
+from posttrain.sensitive import Stream
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,24 @@ def read_answer(tokenizer, ids: list[int], stops: list[int], seconds: float) -> 
     return Answer(tokenizer.decode(kept, skip_special_tokens=True), len(kept), end is not None, seconds)
 
 
-def chat_turn(lm, tokenizer, messages: list[Message], how: Generation) -> Answer:
-    """Answer one conversation, printing the text as it comes."""
-    from transformers import TextStreamer
+class Printer(TextStreamer):
+    """Prints an answer as it comes, sensitive words treated where a filter is given; `shown` is what was printed."""
 
+    def __init__(self, tokenizer, words: Stream | None):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.words, self.shown = words, ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self.words:
+            text = self.words.feed(text) + (self.words.end() if stream_end else "")
+        self.shown += text
+        super().on_finalized_text(text, stream_end)
+
+
+def chat_turn(lm, tokenizer, messages: list[Message], how: Generation, words: Stream | None = None) -> Answer:
+    """Answer one conversation, printing the text as it comes. The answer's text is what was shown."""
     encoded = check_lengths(lm, tokenizer, [messages], how)[0]
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = Printer(tokenizer, words)
     ids = torch.tensor([encoded], device=lm.device)
     began = time.perf_counter()
     with torch.no_grad():
@@ -150,4 +163,6 @@ def chat_turn(lm, tokenizer, messages: list[Message], how: Generation) -> Answer
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings_of(lm, tokenizer, how),
             logits_processor=sampler(how, [seed_of(how.seed, messages)], lm.device), streamer=streamer,
         )  # fmt: skip
-    return read_answer(tokenizer, out[0, len(encoded) :].tolist(), stop_ids(lm, tokenizer), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    answer = read_answer(tokenizer, out[0, len(encoded) :].tolist(), stop_ids(lm, tokenizer), seconds)
+    return replace(answer, text=streamer.shown) if words else answer

@@ -8,12 +8,17 @@ from posttrain.blocks import Generation
 from posttrain.evals.generate import chat_turn
 from posttrain.evals.models import Lineup, each_model
 from posttrain.records import Message
+from posttrain.sensitive import SensitiveWords, Stream
+from posttrain.stages import SensitiveFilter
+from posttrain.words import load_list
 
 HELP = "/reset begins anew, /base toggles between adapter and bare base, /help shows this, Ctrl-D ends"
 
 
-def talk(lineup: Lineup, name: str, precision: str, how: Generation) -> None:
-    """Answer every line of standard input until it ends. Nothing is written to disk."""
+def talk(lineup: Lineup, name: str, precision: str, how: Generation, guard: SensitiveFilter | None = None) -> None:
+    """Answer every line of standard input until it ends. Nothing is written to disk. `guard` treats sensitive words in
+    what is shown, and in what the model is told that it said."""
+    words = guard and SensitiveWords(word for file in guard.files for word in load_list(file))
     models = each_model(lineup, [name], precision)
     _, lm = next(models)
     whole = lineup.adapters[name].whole
@@ -36,7 +41,10 @@ def talk(lineup: Lineup, name: str, precision: str, how: Generation) -> None:
         elif line:
             history.append({"role": "user", "content": line})
             with lm.disable_adapter() if bare else contextlib.nullcontext():
-                answer = chat_turn(lm, lineup.tokenizer, history, how)
+                stream = words and Stream(words, guard.action, guard.by)
+                answer = chat_turn(lm, lineup.tokenizer, history, how, stream)
+            if stream and stream.blocked:
+                print("(stopped before a sensitive word: chat_sensitive)", flush=True)
             if not answer.stopped:
                 print(f"(cut off after {how.max_new_tokens} tokens: chat.max_new_tokens)", flush=True)
             history.append({"role": "assistant", "content": answer.text})
