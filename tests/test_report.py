@@ -66,6 +66,34 @@ def adapter(folder: Path, stage: str, created: str, parents: dict, **config) -> 
     )
 
 
+def news() -> dict:
+    """A row of an answer set: a score on 0 to 100 with its signature, and one without contaminated items."""
+    return {
+        "task": "news", "metric": "bleu4", "n": 4, "n_shot": None, "signature": "sacrebleu:2|tok:zh|corpus|0-100",
+        "scores": {"base": {"value": 0.5, "low": 0.1, "high": 0.9}, "sft": {"value": 0.75, "low": 0.1, "high": 0.9},
+                   "align": {"value": 0.25, "low": 0.0, "high": 1.0, "clean": {"value": 0.125, "n": 3}}},
+        "differences": {},
+    }  # fmt: skip
+
+
+def beside(models: list[str]) -> dict:
+    """What stands beside the tables of an evaluation."""
+    facts = {"classes": ["财经", "体育"], "confusion": [[2, 0, 1], [0, 1, 0]], "mean_tokens": 3.0}
+    return {
+        "answers": {"news": {model: facts for model in models}},
+        "gates": [{"gate": "news/bleu4", "min": 0.5, "max": None, "signature": "s",
+                   "models": {"sft": {"value": 0.75, "passed": True}, "align": {"value": 0.25, "passed": False}}}],
+        "contamination": {"align": {"files": ["x.jsonl"], "notes": ["y.jsonl is gone"], "items": {"news": [1]}}},
+    }  # fmt: skip
+
+
+def panel_of(model: str) -> dict:
+    """Facts of one model on the panel."""
+    return {"n": 30, "format_correct": 12 if model == "base" else 27, "low": 0.3, "high": 0.97,
+            "mean_characters": 120.0, "topics": {"写作": [3, 9], EVIL: [9, 21]}, "repetition": 0.04,
+            "failures": {"format": 3}}  # fmt: skip
+
+
 @pytest.fixture
 def outputs(tmp_path):
     """data -> sft -> align, an evaluation and a comparison of both."""
@@ -104,7 +132,7 @@ def outputs(tmp_path):
         tmp_path / "eval",
         "eval_harness",
         "eval",
-        {"models": models, "tasks": [task], "sft_test": None, "pref_test": pref},
+        {"models": models, "tasks": [task, news()], "sft_test": None, "pref_test": pref, **beside(models)},
         parents=both,
         created="2026-11-20T12:00:00+00:00",
     )
@@ -136,7 +164,7 @@ def outputs(tmp_path):
         tmp_path / "compare",
         "infer_compare",
         "compare",
-        {"models": models, "groups": groups},
+        {"models": models, "groups": groups, "panel": {m: panel_of(m) for m in models}},
         parents=both,
         inputs={"prompts": describe_file(prompts)},
         outputs=[answers],
@@ -273,6 +301,20 @@ def test_knobs_are_written_as_people_write_them():
 # ------------------------------------------------------------------ files
 
 
+def test_what_stands_beside_the_tables(outputs):
+    html, markdown = files(outputs)
+    assert "去掉训练数据里出现过的题目" in html and "0.1250" in html and "y.jsonl is gone" in html
+    assert "sacrebleu:2|tok:zh" in html and "未达标" in html and "27/30" in html
+    assert "0.750" in html and "75.0%" in html, "BLEU of 0.75 is no share, an accuracy of 0.75 is"
+    assert "人工打分：未测" in html and "未测（not measured）" in markdown and "| 财经 | 2 | 0 | 1 |" in markdown
+    scores = {"models": {"sft": {"n": 8, "mean": 3.25, "low": 3.0, "high": 3.5, "failures": {"verbose": 2}}},
+              "differences": [{"ours": "align", "theirs": "sft", "n": 8, "value": 1.5, "low": 1.0, "high": 2.0,
+                               "p_holm": 0.01}]}  # fmt: skip
+    (outputs / "compare/scores.json").write_text(json.dumps(scores), encoding="utf-8")
+    html, markdown = files(outputs)
+    assert "align − sft：+1.50 [+1.00, +2.00]" in html and "3.25 / 5" in markdown
+
+
 def test_the_page_is_self_contained_and_text_is_escaped(outputs):
     html, markdown = files(outputs)
     assert "<script" not in html and "&lt;script&gt;" in html
@@ -389,3 +431,71 @@ def test_a_diff_names_what_differs(outputs):
     assert not any(row[0] == "trainer.learning_rate" for row in rows)
     done = run_command("-m", "scripts.report", "--diff", str(outputs / "sft"), str(outputs / "nowhere"))
     assert done.returncode == 2 and "no finished run there" in done.stderr
+
+
+# ------------------------------------------------------------------ symptoms
+
+
+def answers_of(**texts: list[str]) -> list[dict]:
+    """Rows of answers.jsonl: a text per model and prompt; one that ends in … was cut."""
+    asked = [{"role": "user", "content": "请介绍一下北京的秋天"}]
+    return [
+        {"id": str(i), "group": "all", "expected": None, "prompt": asked,
+         "answers": {m: {"text": some[i], "stopped": not some[i].endswith("…")} for m, some in texts.items()}}
+        for i in range(10)
+    ]  # fmt: skip
+
+
+PLAIN = [f"北京的秋天天高气爽，适合登山，第{i}天去香山看红叶最好。" for i in range(10)]
+SHOWN = {
+    "Babbles past the end": [text + "…" for text in PLAIN],
+    "Repeats itself": [text + "好的好的" * 30 for text in PLAIN],
+    "Refuses too much": ["抱歉，我无法回答这个问题。"] * 10,
+    "Answers in English": ["Autumn in Beijing is clear and cool."] * 10,
+    "Too long": [text * 1 + "".join(chr(0x4E00 + 7 * i + j) for j in range(40)) for i, text in enumerate(PLAIN)],
+    "Too short": ["好。"] * 10,
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_symptom_is_named_from_the_answers(name, tmp_path):
+    from posttrain.report.symptoms import of_answers
+
+    parents = {"sft": {"path": "outputs/sft/manifest.json"}, "dpo": {"path": "outputs/dpo/manifest.json"}}
+    run = lineage.FoundRun(tmp_path / "manifest.json", {"parents": parents})
+    label = {"base": "Base", "outputs/sft": "SFT", "outputs/dpo": "DPO"}
+    write_rows(tmp_path / "answers.jsonl", answers_of(base=PLAIN, sft=PLAIN, dpo=SHOWN[name]))
+    found = of_answers(run, label)
+    assert [(s.name, s.who) for s in found if s.name == name] == [(name, "DPO")]
+    assert not any(s.who == "SFT" for s in found)
+    write_rows(tmp_path / "answers.jsonl", answers_of(base=SHOWN[name], sft=PLAIN, dpo=PLAIN))
+    assert of_answers(run, label) == []
+
+
+@pytest.mark.parametrize(("losses", "validated", "names"), [
+    ([2.0, 1.5, 1.2, 1.0, 0.9], [1.2, 1.1, 1.0], []),
+    ([2.0, 1.5, 1.2, 1.0, 0.9], [1.2, 1.0, 1.1], ["Validation loss rising"]),
+    ([0.693, 0.692, 0.694, 0.693, 0.693], [], ["Loss flat"]),
+    ([2.0, 0.5, 0.1, 0.01, 0.001], [], ["Loss 0"]),
+    ([2.0, float("nan")], [], ["Loss NaN"]),
+])  # fmt: skip
+def test_a_symptom_is_named_from_the_curves(losses, validated, names):
+    from posttrain.report.symptoms import of_metrics
+
+    lines = [{"loss": loss} for loss in losses] + [{"eval_loss": loss} for loss in validated]
+    assert [symptom.name for symptom in of_metrics("SFT", lines)] == names
+
+
+def test_symptoms_stand_in_the_report_and_in_the_docs(outputs):
+    """A drop that the evaluation flags is named on the page, and every name is a heading of docs/symptoms.md."""
+    from posttrain.config import ROOT
+    from posttrain.report.symptoms import Symptom
+
+    html, markdown = files(outputs)
+    assert "Lost its general skill" in html and "docs/symptoms.md#lost-its-general-skill" in markdown
+    headings = [line[3:] for line in (ROOT / "docs/symptoms.md").read_text().splitlines() if line.startswith("## ")]
+    source = (ROOT / "posttrain/report/symptoms.py").read_text()
+    named = re.findall(r'Symptom\("([^"]+)"', source)
+    named += re.findall(r"Symptom\(\n?\s*\"([^\"]+)\"", source)
+    assert set(named) == set(headings) and len(headings) == 11
+    assert Symptom("Loss 0", "", "").anchor == "loss-0"

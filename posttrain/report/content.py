@@ -253,8 +253,12 @@ def knobs(run: FoundRun) -> dict[str, Any]:
     lora, schedule, data = manifest.get("lora", {}), manifest.get("schedule", {}), manifest.get("data", {})
     values = {
         "learning rate": trainer.get("learning_rate"), "beta": config.get("beta"),
-        "length penalty": config.get("length_penalty"), "LoRA r": lora.get("r"), "alpha": lora.get("alpha"),
-        "dropout": lora.get("dropout"), "epochs": schedule.get("epochs"), "steps": schedule.get("steps"),
+        "length penalty": config.get("length_penalty"), "loss type": config.get("loss_type"),
+        "ld_alpha": config.get("ld_alpha"), "reference free": config.get("reference_free") or None,
+        "fine-tuning": manifest.get("finetuning_type"), "LoRA r": lora.get("r"), "alpha": lora.get("alpha"),
+        "dropout": lora.get("dropout"), "rsLoRA": lora.get("use_rslora") or None, "DoRA": lora.get("use_dora") or None,
+        "NEFTune alpha": trainer.get("neftune_noise_alpha"),
+        "epochs": schedule.get("epochs"), "steps": schedule.get("steps"),
         "rows per step": schedule.get("rows_per_step"), "rows": data.get("train_rows"),
         "trained tokens": data.get("trained_tokens"), "max length": trainer.get("max_length"),
         "packing": trainer.get("packing"), "precision": manifest.get("precision", "").removeprefix("torch.") or None,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-COLORS = {"train": "#2f6db5", "validation": "#d1622b", "line": "#3d4650"}
+COLORS = {"train": "#2f6db5", "validation": "#d1622b", "line": "#3d4650", "process": "#3d4650", "card": "#3c8c86"}
 LANGUAGES = {"zh": "#3c8c86", "en": "#d0a13a", "other": "#8b949e", "none": "#c9d0d7"}
 STYLE = {
     "font.size": 9, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
@@ -22,6 +22,9 @@ PANELS = {
     "gradient norm": (("grad_norm", "line"),),
     "preference accuracy": (("rewards/accuracies", "train"), ("eval_rewards/accuracies", "validation")),
     "margin": (("rewards/margins", "train"), ("eval_rewards/margins", "validation")),
+    "peak memory, GiB": (("rss_gib", "process"), ("reserved_gib", "card")),
+    "tokens a second": (("tokens_per_second", "line"),),
+    "GPU utilisation": (("gpu_utilization", "line"),),
 }
 
 

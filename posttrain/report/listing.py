@@ -47,7 +47,7 @@ def _line(file: Path) -> list[str]:
         status = read_json(_status_file(file)) or {}
         return [name, status.get("stage", "?"), status.get("state", "damaged"), *[""] * len(KNOBS),
                 " ".join(state_of(file.parent).split())[:60], age(when)]  # fmt: skip
-    values = knobs(FoundRun(file, manifest)) if manifest.get("kind") == "adapter" else {}
+    values = knobs(FoundRun(file, manifest)) if manifest["stage"].startswith("train_") else {}
     return [name, manifest["stage"], "done", *(knob(values[k]) if k in values else "" for k in KNOBS),
             results_of(manifest), age(when)]  # fmt: skip
 

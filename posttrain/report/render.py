@@ -6,10 +6,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from posttrain.config import shown
-from posttrain.report import content, dataset
+from posttrain.report import content, dataset, evaluation
 from posttrain.report.content import BASE, Cell, Column, Row
 from posttrain.report.figures import curves
 from posttrain.report.lineage import FoundRun, Lineage
+from posttrain.report.symptoms import symptoms
 from posttrain.stages import Report
 
 TEMPLATES = Path(__file__).parent
@@ -105,6 +106,9 @@ def context(lineage: Lineage, config: Report) -> dict[str, Any]:
         "columns": columns,
         "rows": rows,
         "headline": content.headline(rows),
+        "evaluations": evaluation.evaluations(lineage),
+        "panels": evaluation.panels(lineage),
+        "symptoms": symptoms(lineage, columns, rows),
         "lineage": lineage,
         "base_id": ancestor.manifest["base"]["id"] if ancestor else None,
         "trainings": trainings,
