@@ -39,6 +39,7 @@ stage eval_harness eval '^(task|demo_|sft_test|pref_test)'
 stage infer_compare compare '^(group|recall|corrected|unseen|infer_compare)'
 stage export_lora orpo
 stage report report
+$python -m scripts.report --config configs/demo/report.yaml --verify | sed 's/^/   /' || exit
 
 cat <<END
 

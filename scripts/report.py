@@ -5,6 +5,7 @@ One HTML and one Markdown file from the manifests on disk: results, curves, data
     python -m scripts.report --config configs/report.yaml
     python -m scripts.report --runs                                  # all runs under outputs/, knobs and results
     python -m scripts.report --diff outputs/align outputs/align_2    # what two runs differ in
+    python -m scripts.report --verify                                # every number once more from the files; else 4
 
 Starts from the leaf runs of the config, follows their parents, and checks that every recorded file is still the same.
 """
@@ -18,6 +19,7 @@ import functools  # noqa: E402
 
 from posttrain.cli import opened, run_stage  # noqa: E402
 from posttrain.config import Loaded, shown  # noqa: E402
+from posttrain.errors import UserFault  # noqa: E402
 from posttrain.plan import Plan  # noqa: E402
 from posttrain.runs import describe_file, open_run, read_json, sha256  # noqa: E402
 from posttrain.stages import Report  # noqa: E402
@@ -27,7 +29,7 @@ def plan(plan: Plan, command: argparse.Namespace) -> None:
     """Which leaf runs are there. A report of what there is can always be made, as long as there is something."""
     from posttrain.report import lineage
 
-    if command.runs or command.diff:
+    if command.runs or command.diff or command.verify:
         return
     cfg: Report = plan.config
     there = [leaf for leaf in cfg.runs if read_json(leaf / "manifest.json")]
@@ -57,6 +59,9 @@ def main(loaded: Loaded, command: argparse.Namespace) -> None:
     from posttrain.report import content, lineage, render
 
     found = lineage.collect(cfg.runs)
+    if command.verify:
+        print(checked(found))
+        return
     inputs = {run.name: describe_file(run.file) for run in found.runs.values()}
     # What the files are now, and how the page is made, belong to the identity: either makes another report.
     now = {check.path: check.state for check in found.checks} | {"missing": found.missing}
@@ -79,11 +84,24 @@ def main(loaded: Loaded, command: argparse.Namespace) -> None:
     )
 
 
+def checked(found) -> str:
+    """What `--verify` found to hold. UserFault if there is no run; CheckFailed if a file or a number drifted."""
+    from posttrain.evals import recompute
+    from posttrain.report import verify
+
+    if not found.runs:
+        raise UserFault("--verify: none of the runs of the config is finished\n  " + "\n  ".join(found.missing))
+    stages = {"eval_harness": recompute.evaluation, "infer_compare": recompute.comparison}
+    lines = verify.verify(found, stages) + [f"missing: {line}" for line in found.missing]
+    return "\n".join([*lines, f"verified: {len(found.checks)} files and {len(found.runs)} runs hold"])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--runs", action="store_true")
     either.add_argument("--diff", nargs=2, metavar=("A", "B"))
+    either.add_argument("--verify", action="store_true")
     asked, others = parser.parse_known_args()
     run_stage(Report, functools.partial(plan, command=asked), functools.partial(main, command=asked),
               default_config="configs/report.yaml", description=__doc__, argv=others)  # fmt: skip

@@ -127,3 +127,25 @@ def test_the_dry_run_counts_answers(world):
     assert done.returncode == 0, done.stdout
     assert "news: 4 items (classification, 2 classes), 8 answers of 6 tokens at most" in done.stdout
     assert generation.signature("bleu4").startswith("sacrebleu:")
+
+
+def test_the_report_verifies_every_number(world):
+    from posttrain.errors import CheckFailed
+    from posttrain.report import lineage
+    from scripts import report
+
+    done = evaluate(world, name="verified", gates={})
+    assert done.returncode == 0, done.stderr
+    out = world["root"] / "verified"
+    said = report.checked(lineage.collect([out]))
+    assert "numbers recomputed from its files" in said and "cannot be" not in said
+    file = out / "samples/one/news.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    right = rows[0]["answer"] == rows[0]["references"][0]
+    rows[0]["answer"] = "?" if right else rows[0]["references"][0]
+    write_rows(file, rows)
+    with pytest.raises(CheckFailed, match="one: news accuracy is recorded as"):
+        report.checked(lineage.collect([out]))
+    file.unlink()
+    with pytest.raises(CheckFailed, match="cannot be recomputed"):
+        report.checked(lineage.collect([out]))

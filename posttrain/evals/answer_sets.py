@@ -257,11 +257,20 @@ def _corpus_metric(items: Items, metric: str, answers: list[str]):
     return lambda drawn: generation.corpus_score(metric, stats[drawn])
 
 
+def score_of(items: Items, metric: str, answers: list[str]) -> float:
+    """One metric over all answers."""
+    of_items = item_scores(items, answers)
+    if metric in of_items:
+        return sum(of_items[metric]) / len(answers)
+    return _corpus_metric(items, metric, answers)(list(range(len(answers))))
+
+
 def _row(items: Items, metric: str, scores: dict, differences: dict) -> dict[str, Any]:
     """As harness makes them for lm-eval's tasks, with the signature of the number."""
     differences = {model: found | {"p_holm": None, "flag": None} for model, found in differences.items()}
     return {"task": items.name, "metric": metric, "n": len(items.ids), "n_shot": None, "higher_is_better": True,
-            "scores": scores, "differences": differences, "signature": generation.signature(metric)}  # fmt: skip
+            "scores": scores, "differences": differences, "signature": generation.signature(metric),
+            **({"classes": items.classes} if items.classes else {})}  # fmt: skip
 
 
 def facts(items: Items, answers: list[dict[str, Any]]) -> dict[str, Any]:

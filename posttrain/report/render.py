@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from posttrain.config import shown
-from posttrain.report import content, dataset, evaluation
+from posttrain.report import content, dataset, evaluation, forecasts
 from posttrain.report.content import BASE, Cell, Column, Row
 from posttrain.report.figures import curves
 from posttrain.report.lineage import FoundRun, Lineage
@@ -35,6 +35,10 @@ CHINESE = {
     "f1": "抽取式问答：F1",
 }
 CAPTIONS = {"all prompts": "全部提示", "sft_test": "留出的对话", "pref_test": "留出的偏好对"}
+MEASURES = {"tensors": "显存：张量", "allocator": "显存：分配器占住", "card": "显存：整卡", "process": "内存：进程峰值",
+            "time": "训练用时", "cost": "费用"}  # fmt: skip
+VERDICTS = {"within": "在预测之内", "above": "比预测慢", "below": "比预测快", "not measured": "未测得",
+            "not forecast": "未预测"}
 KINDS = {
     "prepare_data": "数据",
     "train_cpt": "继续预训练",
@@ -119,6 +123,8 @@ def context(lineage: Lineage, config: Report) -> dict[str, Any]:
         "chinese": CHINESE,
         "captions": CAPTIONS | config.captions,
         "kinds": KINDS,
+        "measures": MEASURES,
+        "verdicts": VERDICTS,
         "base_key": BASE,
         "seconds": sum(run.manifest["seconds"] for run in lineage.runs.values()),
         "newest": max((run.manifest["created"] for run in lineage.runs.values()), default=None),
@@ -137,10 +143,16 @@ def _training(run: FoundRun) -> dict[str, Any]:
     fates = manifest.get("data", {}).get("fates", {})
     return {
         "run": run, "label": content.STAGE_LABELS.get(run.stage, "Base"), "knobs": content.knobs(run),
-        "outcome": content.outcome(run), "figure": curves(lines, manifest["results"].get("kept_step")),
+        "outcome": content.outcome(run), "compared": forecasts.compared(run), "not_made": _not_made(run),
+        "figure": curves(lines, manifest["results"].get("kept_step")),
         "notes": manifest.get("data", {}).get("notes", []),
         "dropped": {reason: count for reason, count in fates.items() if not reason.startswith("kept")},
     }  # fmt: skip
+
+
+def _not_made(run: FoundRun) -> str:
+    """Why there is no forecast of the memory of a run; "" where there is one."""
+    return (run.manifest.get("forecast") or {}).get("not_made", "")
 
 
 def bar(row: Row, cell: Cell) -> float:

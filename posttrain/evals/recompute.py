@@ -1,0 +1,79 @@
+"""The numbers of an evaluation or a comparison once more, from the samples on disk: what `report --verify` holds the
+recorded ones to. Each is (name, recorded, recomputed); recomputed is None where samples do not hold what it takes."""
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from posttrain.evals import answer_sets, compare, panel
+from posttrain.evals.answer_sets import METRICS, Items
+from posttrain.records import read_jsonl
+from posttrain.runs import read_json
+
+Number = tuple[str, float, float | None]
+
+
+def comparison(directory: Path, manifest: dict[str, Any]) -> Iterator[Number]:
+    """The counts and speeds of a run of infer_compare, from answers.jsonl."""
+    results = manifest["results"]
+    rows = list(read_jsonl(directory / "answers.jsonl"))
+    again: dict[str, Any] = compare.summarise(rows, results["models"])
+    if "panel" in results:
+        again["panel"] = panel.summarise(rows, results["models"])
+    recorded = {name: results[name] for name in again}
+    now = dict(_leaves(json.loads(json.dumps(again))))
+    yield from ((name, value, now.get(name)) for name, value in _leaves(recorded))
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted name, number) of every number in nested dicts and lists."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, int | float):
+        yield name, value
+
+
+def evaluation(directory: Path, manifest: dict[str, Any]) -> Iterator[Number]:
+    """The scores of a run of eval_harness, from samples/<model>/<task>.jsonl."""
+    results = read_json(directory / "results.json")
+    samples = cache(lambda model, task: list(read_jsonl(directory / "samples" / model / f"{task}.jsonl")))
+    groups: dict[str, list[str]] = {}
+    for row in results["subtasks"]:
+        leaves = groups.setdefault(row["group"], [])
+        leaves += [row["task"]] if row["task"] not in leaves else []
+    for row in results["tasks"] + results["subtasks"]:
+        for model, score in row["scores"].items():
+            leaves = groups.get(row["task"], [row["task"]])
+            of_leaves = [samples(model, leaf) for leaf in leaves]
+            again = _answer_score(of_leaves[0], row) if "signature" in row else _mean(of_leaves, row["metric"])
+            yield f"{model}: {row['task']} {row['metric']}", score["value"], again
+    if sft := results.get("sft_test"):
+        for model, loss in sft["loss"].items():
+            rows = samples(model, "sft_test")
+            yield f"{model}: sft_test loss", loss, -sum(r["logp"] for r in rows) / sum(r["tokens"] for r in rows)
+    if pref := results.get("pref_test"):
+        for model in pref["accuracy"]:
+            gaps = [r["chosen"] - r["rejected"] for r in samples(model, "pref_test")]
+            right = sum(gap > 0 for gap in gaps) / len(gaps)
+            yield f"{model}: pref_test accuracy", pref["accuracy"][model], right
+            yield f"{model}: pref_test margin", pref["margin"][model], sum(gaps) / len(gaps)
+
+
+def _mean(of_leaves: list[list[dict]], name: str) -> float | None:
+    """The mean over the items of all leaf tasks, as lm-eval weighs them; None for a metric that is no such mean."""
+    metric, _, chosen = name.partition("/")
+    values = [sample.get(metric) for samples in of_leaves for sample in samples
+              if sample["filter"] == (chosen or "none")]  # fmt: skip
+    whole = values and all(isinstance(value, int | float) for value in values)
+    return sum(values) / len(values) if whole else None
+
+
+def _answer_score(samples: list[dict], row: dict[str, Any]) -> float:
+    """A metric of an answer set, from the prompts, references and answers that were sampled."""
+    kind = next(kind for kind, metrics in METRICS.items() if row["metric"] in metrics)
+    items = Items(row["task"], kind, [s["id"] for s in samples], [s["prompt"] for s in samples],
+                  [s["references"] for s in samples], row.get("classes", []))  # fmt: skip
+    return answer_sets.score_of(items, row["metric"], [s["answer"] for s in samples])
