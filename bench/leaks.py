@@ -283,7 +283,7 @@ def main() -> None:
     began = time.process_time()
     index = index_of(items)
     print(f"{len(items)} items of {len(tasks)} benchmarks, {len(index.keys)} keys: {time.process_time() - began:.1f} s")
-    folded = iter(fold([text for turns in records for text in turns]).texts)
+    folded = iter(fold([text for turns in records for text in turns]).texts())
     texts = [[next(folded) for _ in turns] for turns in records]
     began = time.process_time()
     found = []

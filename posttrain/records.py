@@ -4,6 +4,7 @@ Records: the only shapes on disk. TRL's conversational formats plus `id`, `sourc
 A record is a plain dict, checked once where it enters (data/sources.py, or a user's own file) and trusted after.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -94,6 +95,12 @@ def fault_in_turns(messages: Any, *, ends_in: str | None) -> str | None:
         if (not content or content.isspace()) and not message.get("tool_calls"):
             return "empty_turn"
         roles.append(role)
+    return _fault_in_order(tuple(roles), ends_in)
+
+
+@functools.lru_cache(4096)
+def _fault_in_order(roles: tuple[str, ...], ends_in: str | None) -> str | None:
+    """Most conversations have one of a few orders."""
     if "system" in roles[1:]:
         return "system_not_first"
     roles = roles[1:] if roles[0] == "system" else roles

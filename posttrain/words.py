@@ -37,9 +37,13 @@ class Words:
         """(numbers of patterns, offsets of their first characters in `blob`), int64, of every occurrence, overlapping
         ones too, by where they end. Borders are not looked at (`find` does)."""
         data = blob.encode("utf-8", "surrogatepass")
-        found = np.array(self._automaton.find_matches_as_indexes(data, overlapping=True), dtype=np.int64)
-        numbers, starts = found.reshape(-1, 3)[:, :2].T
+        numbers, starts = self.byte_hits(data)
         return numbers, starts if blob.isascii() else _in_characters(data, starts)
+
+    def byte_hits(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """`hits` in UTF-8, and offsets in it."""
+        found = np.array(self._automaton.find_matches_as_indexes(data, overlapping=True), dtype=np.int64)
+        return tuple(found.reshape(-1, 3)[:, :2].T)
 
     def find(self, text: str) -> list[tuple[int, int, int]]:
         """(number, start, end) of every pattern at word borders, in lower-case folded `text`."""

@@ -10,7 +10,7 @@ from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.data import kernels
+from posttrain.data import compiled, kernels
 from posttrain.data.files import read_rows
 from posttrain.data.folding import fold, tables
 from posttrain.text import HAN, folded_text, key_text, language
@@ -30,17 +30,17 @@ any_texts = st.lists(st.text(st.characters(), max_size=20), max_size=12)
 @given(texts_of_pieces | any_texts)
 def test_a_block_folds_as_its_texts_do(texts):
     folded = fold(texts)
-    assert folded.texts == [folded_text(text) for text in texts]
-    assert "".join(folded.texts) == folded.codes.tobytes().decode("utf-32-le")
+    assert folded.texts() == [folded_text(text) for text in texts]
+    assert "".join(folded.texts()) == folded.codes.tobytes().decode("utf-32-le")
     for number, text in enumerate(texts):
-        assert not folded.as_written[number] or written(text) == text
-        assert folded.training.get(number, written(text)) == written(text)
+        assert folded.marks[number] & compiled.TOUCHED or written(text, strip_html=False) == text
+        assert folded.training.get(number, after := written(text, strip_html=False)) == after
 
 
 def test_every_character_folds_as_it_does_alone():
     chars = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     between = [f"a{char}b" for char in chars]
-    assert fold(between).texts == [folded_text(text) for text in between]
+    assert fold(between).texts() == [folded_text(text) for text in between]
 
 
 @settings(max_examples=100, deadline=None)
@@ -48,12 +48,12 @@ def test_every_character_folds_as_it_does_alone():
 def test_counts_are_those_of_single_texts(texts):
     folded = fold(texts)
     counts = kernels.Counts(folded)
-    for number, text in enumerate(folded.texts):
+    for number, text in enumerate(folded.texts()):
         assert counts.chars[number] == len(text)
         assert counts.visible[number] == len(text) - text.count(" ") - text.count("\n")
         assert counts.ascii_letters[number] == sum(c.isascii() and c.isalpha() for c in text)
     found = kernels.languages(counts, 0.3)
-    assert [kernels.LANGUAGES[n] for n in found] == [language(text, 0.3) for text in folded.texts]
+    assert [kernels.LANGUAGES[n] for n in found] == [language(text, 0.3) for text in folded.texts()]
 
 
 @settings(max_examples=100, deadline=None)
@@ -61,7 +61,7 @@ def test_counts_are_those_of_single_texts(texts):
 def test_repetition_is_the_share_of_equal_windows(texts, most):
     folded = fold(texts)
     found = kernels.repetition(folded, np.arange(len(texts)), most)
-    for text, value in zip(folded.texts, found.tolist(), strict=True):
+    for text, value in zip(folded.texts(), found.tolist(), strict=True):
         windows = [text[i : i + 4] for i in range(len(text) - 3)]
         share = 1 - len(set(windows)) / len(windows) if len(text) >= 20 else 0
         assert value == pytest.approx(share if share > most else 0)
@@ -70,9 +70,9 @@ def test_repetition_is_the_share_of_equal_windows(texts, most):
 def test_keys_are_key_texts():
     texts = ["Ａ b\n好", "", "ＸY  z"]
     folded = fold(texts)
-    codes, starts = kernels.keys(folded, np.array([0, 2, 3]))
-    assert codes[: starts[1]].tobytes().decode("utf-32-le") == key_text(texts[0]) + key_text(texts[1])
-    assert codes[starts[1] :].tobytes().decode("utf-32-le") == key_text(texts[2])
+    codes, starts = kernels.keys(folded)
+    found = [codes[a:b].tobytes().decode("utf-32-le") for a, b in zip(starts, starts[1:], strict=False)]
+    assert found == [key_text(text) for text in texts]
 
 
 def test_real_texts_fold_alike():
@@ -80,10 +80,11 @@ def test_real_texts_fold_alike():
     texts = [text for row in rows for text in [row.get("output"), *(t["value"] for t in row.get("conversations", []))]
              if text]  # fmt: skip
     folded = fold(texts)
-    assert folded.texts == [folded_text(text) for text in texts]
-    assert all(written(text) == text for text, same in zip(texts, folded.as_written, strict=True) if same)
+    assert folded.texts() == [folded_text(text) for text in texts]
+    assert all(written(text, strip_html=False) == text for text, mark in zip(texts, folded.marks, strict=True)
+               if not mark & compiled.TOUCHED)
     assert len(folded.training) > 10
-    assert all(written(texts[number]) == text for number, text in folded.training.items())
+    assert all(written(texts[number], strip_html=False) == text for number, text in folded.training.items())
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_real_texts_fold_alike():
      ("123 4567 8901", True)],
 )  # fmt: skip
 def test_long_digit_runs_are_found_with_separators(text, found):
-    assert (len(kernels.has_long_digits(fold([text]))) > 0) == found
+    assert bool(fold([text]).marks[0] & compiled.LONG_DIGITS) == found
 
 
 def test_the_tables_know_every_han_block():

@@ -358,6 +358,6 @@ def test_one_question_is_one_prompt_in_conversations_and_pairs():
     pair = {"prompt": [{"role": "user", "content": "1+1等于几?"}], **sides}
     other = {"prompt": [{"role": "user", "content": "1+2等于几?"}], **sides}
     assert prompt_of(chat, 42) == prompt_of(pair, 42) not in (prompt_of(pair, 43), prompt_of(other, 42))
-    assert prompt_of(pair, 42) == int.from_bytes(unit_digest(42, key_text("1+1等于几?")), "big")
+    assert prompt_of(pair, 42) == int.from_bytes(unit_digest(42, key_text("1+1等于几?").encode()), "big")
     long = "　春 眠不觉晓" * 400
     assert prompt_of({"text": long}, 1) == prompt_of({"text": long[:600]}, 1) != prompt_of({"text": "夜" + long}, 1)

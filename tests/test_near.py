@@ -16,10 +16,10 @@ def jaccard(a: str, b: str) -> float:
 
 def part(tmp_path, number, texts):
     """Keys and bands of texts that are their own keys, as block.py writes them."""
-    codes, starts = kernels.keys(fold(texts), np.arange(len(texts) + 1))
-    keys, bands = tmp_path / f"{number}.keys", tmp_path / f"{number}.npy"
+    codes, starts = kernels.keys(fold(texts))
+    keys, bands = tmp_path / f"{number}.keys", tmp_path / f"{number}.bands"
     keys.write_bytes("".join(texts).encode())
-    np.save(bands, kernels.band_hashes(*kernels.shingle_hashes(codes, starts)))
+    bands.write_bytes(kernels.band_hashes(codes, starts).tobytes())
     return near.KeyFile(keys, bands, np.array([len(text.encode()) for text in texts]))
 
 
@@ -69,8 +69,8 @@ def test_the_threshold_is_exact(tmp_path):
     similarity = jaccard(base, other)
     parts = [part(tmp_path, 0, [base, other])]
     for bound, together in ((similarity - 1e-6, True), (similarity + 1e-6, False)):
-        where = near._places(parts, np.array([0, 2]), np.array([[0, 1]]))
-        assert near.verified(where, bound).tolist() == [together]
+        job = near._job(parts, np.array([0, 2]), np.array([[0, 1]]), bound)
+        assert near.verified(*job).tolist() == [together]
 
 
 def test_nothing_to_compare(tmp_path):

@@ -7,10 +7,11 @@ means that the part is whole.
 """
 
 import gc
-import io
 import json
+import os
 from collections import Counter
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import orjson
 import zstandard
 
 from posttrain.config import shown
-from posttrain.data import checks, kernels
+from posttrain.data import checks, compiled, kernels
 from posttrain.data.blocks import Block, rows_of
 from posttrain.data.catalogue import Source
 from posttrain.data.columns import columns_of
@@ -30,7 +31,7 @@ from posttrain.runs import read_json, write_json
 from posttrain.text import has_lone_surrogate
 from posttrain.text_forms import MARKUP, about_markup, written
 
-ENDINGS = ("jsonl", "keys", "columns.npy", "bands.npy", "dropped.zst")
+ENDINGS = ("jsonl", "keys", "columns", "bands", "dropped.zst")
 SAMPLES = 3  # of each reason, per part
 class Task(NamedTuple):
     """What the blocks of one set have in common."""
@@ -74,7 +75,9 @@ def process(block: Block, task: Task) -> dict:
         "samples": done.dropped.samples,
         "tallies": [[shown(file), t.rows, t.used, t.bad, t.shown] for file, t in done.tallies.items()],
     }  # fmt: skip
-    write_json(summary_path, summary)
+    own_path = summary_path.with_name(f".{summary_path.name}.{token_hex(4)}")  # two nodes may write one part at once
+    write_json(own_path, summary)
+    os.replace(own_path, summary_path)
     return summary
 
 
@@ -141,7 +144,7 @@ def write_training_text(texts: Texts, task: Task) -> None:
         for number, text in texts.folded.training.items():
             owner = int(np.searchsorted(texts.bounds[1:], number, "right"))
             replace_text(texts.records[owner], number - int(texts.bounds[owner]), text)
-        by_hand = ~texts.folded.as_written
+        by_hand = (texts.folded.marks & compiled.TOUCHED) != 0
         by_hand[list(texts.folded.training)] = False
         changed = np.flatnonzero(by_hand)
     else:
@@ -204,7 +207,8 @@ def write_part(block: Block, task: Task, done: Cleaned) -> dict:
         record = item.result
         meta = record["meta"] | {"lang": kernels.LANGUAGES[found.languages[number]], "chars": int(found.chars[number]),
                                  "file": names[item.file], "line": item.line}  # fmt: skip
-        repairs.update(meta.get("repairs", ()))
+        if "repairs" in meta:
+            repairs.update(meta["repairs"])
         if flagged:
             meta["flags"] = [name for name, _ in flagged]
             for name, detail in flagged:
@@ -215,15 +219,10 @@ def write_part(block: Block, task: Task, done: Cleaned) -> dict:
                                     "detail": detail[:400], "record": readable(record)})  # fmt: skip
         lines.append(as_line(record | {"meta": meta}))
     columns, keys, bands = columns_of(block.source, task.seed, done.texts, kept, found, lines)
-    for ending, content in (("jsonl", lines), ("keys", keys)):
-        with open(part_path(task.directory, block.number, ending), "wb") as out:
-            out.writelines(content)
-    for ending, array in (("columns.npy", columns), ("bands.npy", bands)):
-        buffer = io.BytesIO()  # numpy's own writing to a file does not say that a disk is full
-        np.save(buffer, array)
-        part_path(task.directory, block.number, ending).write_bytes(buffer.getbuffer())
-    packed = b"".join(done.dropped.lines)
-    packed = zstandard.ZstdCompressor(level=3).compress(packed) if packed else b""
-    part_path(task.directory, block.number, "dropped.zst").write_bytes(packed)
+    dropped = b"".join(done.dropped.lines)
+    contents = (b"".join(lines), b"".join(keys), columns.tobytes(), bands.tobytes(),
+                zstandard.ZstdCompressor(level=3).compress(dropped) if dropped else b"")  # fmt: skip
+    for ending, content in zip(ENDINGS, contents, strict=True):
+        part_path(task.directory, block.number, ending).write_bytes(content)
     return {"records": len(kept), "sizes": sizes_of(task.directory, block.number), "flagged": dict(flags),
             "flagged_samples": flagged_samples, "repairs": dict(repairs)}  # fmt: skip

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from posttrain.data import decontaminate, kernels, pii
+from posttrain.data import compiled, decontaminate, kernels, pii
 from posttrain.data.catalogue import Source
-from posttrain.data.folding import tables
 from posttrain.data.masking import arguments, masked
 from posttrain.data.rules import DIGITS, RULES, SCRIPTS, View
 from posttrain.data.shape import Texts, turns_of
@@ -102,7 +101,7 @@ def check(texts: Texts, rules: Rules, tools: Tools) -> Found:
     _counted(texts, verdicts, whole, chars, languages)
     found = _with_phrases(texts, tools)
     found[SCRIPTS] = _in_two_scripts(texts, per_text)
-    found[DIGITS] = _owners(texts, kernels.texts_of(texts.folded, kernels.has_long_digits(texts.folded)))
+    found[DIGITS] = _marked(texts, compiled.LONG_DIGITS)
     _heuristics(texts, verdicts, found)
     _keywords(texts, verdicts, found, tools)
     _blacklist(texts, verdicts, tools)
@@ -142,13 +141,18 @@ class Verdicts:
 def view_of(texts: Texts, number: int) -> View:
     """A record as rules see it."""
     record = texts.records[number]
-    said = texts.folded.texts[texts.bounds[number] : texts.bounds[number + 1]]
+    said = texts.folded.texts(*texts.bounds[number : number + 2].tolist())
     return View([turn.get("role", "text") for turn in turns_of(record)], said, record)
 
 
 def _owners(texts: Texts, numbers: np.ndarray) -> set[int]:
     """The records that hold these texts."""
     return set(np.searchsorted(texts.bounds[1:], numbers, "right").tolist())
+
+
+def _marked(texts: Texts, mark: int) -> set[int]:
+    """The records with a text that has this mark."""
+    return _owners(texts, np.flatnonzero(texts.folded.marks & mark))
 
 
 # ------------------------------------------------------------------ what is counted
@@ -216,11 +220,11 @@ def _with_phrases(texts: Texts, tools: Tools) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     if tools.phrases is None:
         return found
-    blob = tables().lower[texts.folded.codes].tobytes().decode("utf-32-le")
-    patterns, places = tools.phrases.hits(blob)
-    lengths = np.array([len(phrase) for phrase in tools.phrases.patterns])
-    numbers = kernels.texts_of(texts.folded, places)
-    inside = places + lengths[patterns] <= texts.folded.starts[numbers + 1]  # not over the border of two texts
+    blob, starts = kernels.utf8(texts.folded.codes, texts.folded.starts)
+    patterns, places = tools.phrases.byte_hits(blob)
+    lengths = np.array([len(phrase.encode()) for phrase in tools.phrases.patterns])
+    numbers = np.searchsorted(starts[1:], places, "right")
+    inside = places + lengths[patterns] <= starts[numbers + 1]  # not over the border of two texts
     owners = np.searchsorted(texts.bounds[1:], numbers[inside], "right")
     pairs = np.unique(np.stack((patterns[inside], owners)), axis=1) if len(owners) else np.zeros((2, 0), np.int64)
     for pattern, owner in zip(*pairs.tolist(), strict=True):
@@ -245,7 +249,7 @@ def _keywords(texts: Texts, verdicts: Verdicts, found: dict[str, set[int]], tool
     if not (tools.keywords and verdicts.looks("keywords") and verdicts.rules.safety_filter):
         return
     for number in verdicts.alive(found.get("keywords", ())):
-        said = "\n".join(texts.folded.texts[texts.bounds[number] : texts.bounds[number + 1]]).lower()
+        said = "\n".join(view_of(texts, number).texts).lower()
         found_words = {f"{tools.topics[n]}: {tools.keywords.patterns[n]}" for n, *_ in tools.keywords.find(said)}
         if found_words:
             verdicts.says(number, "keywords", "; ".join(sorted(found_words)[:5]))
@@ -256,7 +260,7 @@ def _blacklist(texts: Texts, verdicts: Verdicts, tools: Tools) -> None:
     if not (tools.blacklist and verdicts.looks("blacklist")):
         return
     for number in verdicts.alive(range(len(texts.records))):
-        for text in texts.folded.texts[texts.bounds[number] : texts.bounds[number + 1]]:
+        for text in view_of(texts, number).texts:
             if match := next((m for pattern in tools.blacklist if (m := pattern.search(text))), None):
                 verdicts.says(number, "blacklist", f"{match.re.pattern} matches {match.group()[:60]!r}")
                 break
@@ -266,8 +270,7 @@ def _pii(texts: Texts, verdicts: Verdicts, found: dict[str, set[int]]) -> None:
     """`pii`: personal data by pattern and checksum. Masked in the training text; what cannot be masked is dropped."""
     if not verdicts.looks("pii"):
         return
-    mails = np.flatnonzero(texts.folded.codes == ord("@"))
-    for number in verdicts.alive(found[DIGITS] | texts.calling | _owners(texts, kernels.texts_of(texts.folded, mails))):
+    for number in verdicts.alive(found[DIGITS] | texts.calling | _marked(texts, compiled.MAIL)):
         said = [*view_of(texts, number).texts, *arguments(texts.records[number])]
         kinds = sorted({kind for text in said for kind, *_ in pii.find_pii(text)})
         if not kinds:
@@ -285,7 +288,8 @@ def _contaminated(texts: Texts, verdicts: Verdicts, tools: Tools) -> None:
     if tools.benchmarks is None or not verdicts.looks("contaminated"):
         return
     numbers = verdicts.alive(range(len(texts.records)))
-    bodies = [texts.folded.texts[texts.bounds[n] : texts.bounds[n + 1]] for n in numbers]
+    said, bounds = texts.folded.texts(), texts.bounds.tolist()
+    bodies = [said[bounds[n] : bounds[n + 1]] for n in numbers]
     for number, detail in zip(numbers, decontaminate.leaks(tools.benchmarks, bodies, tools.min_coverage), strict=True):
         if detail:
             verdicts.says(number, "contaminated", detail)

@@ -4,13 +4,13 @@ Columns: what the reduce knows of each record, 89 bytes and its MinHash bands.
 What is compared is what will be trained on: with placeholders for personal data, without tags, and with tool calls.
 """
 
-import hashlib
+from hashlib import sha256
 from typing import NamedTuple, get_args
 
 import numpy as np
 import orjson
 
-from posttrain.data import checks, kernels
+from posttrain.data import checks, compiled, kernels
 from posttrain.data.mix import unit_digest
 from posttrain.data.shape import PARTS, Texts, gathered
 from posttrain.data_blocks import Rules
@@ -20,79 +20,92 @@ COLUMNS = np.dtype([
     ("group", "u8"), ("chars", "u4"), ("tokens", "u4"), ("bytes", "u4"), ("key_bytes", "u4"), ("flags", "u4"),
     ("source", "u2"), ("turns", "u2"), ("lang", "u1"),
 ])  # fmt: skip
-# Per record, 89 bytes. digest: of the whole key; order, prompt: mix.unit_digest of id and question; answer, other: of
-# the answer (of a pair: chosen and rejected); opening: of its first 12 characters; group: of meta.post; flags: bits
-# of FLAGS.
-HASHED = ("digest", "order", "prompt", "answer", "other", "opening", "group")
+# Per record, 89 bytes. digest: SHA-256 of the whole key; order, prompt: mix.unit_digest of id and question; answer,
+# other: of the answer (of a pair: chosen and rejected); opening: of its first OPENING characters; group: of meta.post;
+# flags: bits of FLAGS.
+OPENING = 12  # characters
 FLAGS = tuple(name for name, field in Rules.model_fields.items() if "flag" in get_args(field.annotation))
 
 
 class Keys(NamedTuple):
     """The key texts of records, turn by turn."""
 
-    text: str
-    """Of all turns."""
-    codes: np.ndarray
-    """The same as code points."""
-    turns: list[int]
-    """Where each turn begins in it, and the end."""
-    records: list[int]
-    """Which turn each record begins with, and the end."""
+    text: bytes
+    """Of all turns, in UTF-8."""
+    turns: np.ndarray
+    """int64, where each turn begins in it, and the end."""
+    records: np.ndarray
+    """int64, which turn each record begins with, and the end."""
+    hashes: np.ndarray
+    """uint64 per turn: of all of it."""
+    openings: np.ndarray
+    """uint64 per turn: of its first OPENING characters."""
+    bands: np.ndarray
+    """kernels.band_hashes of the records."""
 
-    def of(self, first: int, last: int) -> str:
-        """The key of these turns, last included."""
-        return self.text[self.turns[first] : self.turns[last + 1]]
-
-    def bands(self) -> np.ndarray:
-        """kernels.band_hashes of the records."""
-        starts = np.array([self.turns[turn] for turn in self.records], np.int64)
-        return kernels.band_hashes(*kernels.shingle_hashes(self.codes, starts))
+    def between(self, first: np.ndarray, last: np.ndarray) -> list[bytes]:
+        """The keys of the turns first .. last, last included."""
+        return [self.text[a:b] for a, b in zip(self.turns[first].tolist(), self.turns[last + 1].tolist(), strict=True)]
 
 
 def keys_of(texts: Texts) -> Keys:
     """text.key_text of every turn."""
-    codes, starts = kernels.keys(texts.folded, np.arange(len(texts.originals) + 1))
-    return Keys(codes.tobytes().decode("utf-32-le"), codes, starts.tolist(), texts.bounds.tolist())
+    codes, starts = kernels.keys(texts.folded)
+    text, turns = kernels.utf8(codes, starts)
+    hashes, openings = (compiled.hashes(codes, starts, most) for most in (len(codes), OPENING))
+    return Keys(text, turns, texts.bounds, hashes, openings,
+                kernels.band_hashes(codes, starts[texts.bounds]))  # fmt: skip
 
 
 def columns_of(source: int, seed: int, texts: Texts, kept: np.ndarray, found: checks.Found,
-               lines: list[bytes]) -> tuple:  # fmt: skip
+               lines: list[bytes]) -> tuple[np.ndarray, list[bytes], np.ndarray]:  # fmt: skip
     """(columns, keys as UTF-8, band hashes) of the records that stay. source: their place in the mix; lines: as they
     are written."""
-    columns = np.zeros(len(kept), COLUMNS)
-    hashed: dict[str, list[bytes]] = {name: [] for name in HASHED}
+    columns, keys = np.zeros(len(kept), COLUMNS), np.empty(len(kept), object)
+    bands = np.empty((compiled.BANDS, len(kept)), np.uint64)
     # What is compared is what will be trained on: placeholders instead of personal data, and tool calls.
-    other = [n for n in kept.tolist() if n in found.masked or n in texts.calling]
-    place = {number: at for at, number in enumerate(other)}
-    common, own = keys_of(texts), keys_of(gathered([with_calls(texts.records[n]) for n in other]))
-    keys, flags, nothing = [], [], bytes(8)
-    for number in kept.tolist():
-        record, at = texts.records[number], place.get(number)
-        said, at = (common, number) if at is None else (own, at)
-        first, last = said.records[at], said.records[at + 1] - 1
-        keys.append(key := said.of(first, last).encode())
-        hashed["digest"].append(digest(key + tools_of(record), 16))
-        asked, answered = first + question_of(record), last - ("chosen" in record)
-        question, answer, group = said.of(asked, asked), said.of(answered, answered), record["meta"].get("post")
-        hashed["order"].append(unit_digest(seed, record["id"]))
-        hashed["prompt"].append(unit_digest(seed, question[:64] if "text" in record else question))
-        hashed["answer"].append(digest(answer.encode()))
-        hashed["other"].append(digest(said.of(last, last).encode()) if "chosen" in record else nothing)
-        hashed["opening"].append(digest(answer[:12].encode()))
-        hashed["group"].append(nothing if group is None else digest(str(group).encode()))
-        flagged = found.flags.get(number)
-        flags.append(sum(1 << FLAGS.index(name) for name, _ in flagged) if flagged else 0)
-    for name, values in hashed.items():
-        columns[name] = np.frombuffer(b"".join(values), ">u8").reshape(columns[name].shape)
-    columns["flags"] = flags
+    other = np.array([n in found.masked or n in texts.calling for n in kept.tolist()], bool)
+    rewritten = gathered([with_calls(texts.records[n]) for n in kept[other].tolist()])
+    for at, numbers, those in ((np.flatnonzero(~other), kept[~other], texts),
+                               (np.flatnonzero(other), np.arange(other.sum()), rewritten)):  # fmt: skip
+        if len(at):
+            said = keys_of(those)
+            columns[at], keys[at] = compared(said, [those.records[n] for n in numbers.tolist()], numbers, seed)
+            bands[:, at] = said.bands[:, numbers]
+    columns["flags"] = [sum(1 << FLAGS.index(name) for name, _ in found.flags[n]) if n in found.flags else 0
+                        for n in kept.tolist()]  # fmt: skip
     columns["chars"], columns["tokens"] = found.chars[kept], found.tokens[kept]
     columns["bytes"], columns["key_bytes"] = [len(line) for line in lines], [len(key) for key in keys]
     columns["source"], columns["lang"] = source, found.languages[kept]
     columns["turns"] = np.minimum(found.turns[kept], 65535)
-    bands = common.bands()
-    if other:
-        bands[:, other] = own.bands()
-    return columns, keys, np.ascontiguousarray(bands[:, kept])
+    return columns, keys.tolist(), bands
+
+
+def compared(said: Keys, records: list[dict], numbers: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(columns with what these records are compared by, their keys); numbers: their places in `said`."""
+    columns, keys = np.zeros(len(records), COLUMNS), np.empty(len(records), object)
+    first, last = said.records[numbers], said.records[numbers + 1] - 1
+    asked = first + np.array([question_of(record) for record in records])
+    questions = said.between(asked, asked)
+    answered = last
+    if "chosen" in records[0]:
+        answered = last - 1
+        columns["other"] = said.hashes[last]
+    if "text" in records[0]:
+        questions = [question[: 4 * 64].decode("utf-8", "ignore")[:64].encode() for question in questions]
+    keys[:] = said.between(first, last)
+    digests = [sha256(key + tools_of(record) if "tools" in record else key).digest()[:16]
+               for key, record in zip(keys, records, strict=True)]  # fmt: skip
+    posts = [record["meta"].get("post") for record in records]
+    for name, values in (
+        ("digest", digests),
+        ("order", [unit_digest(seed, record["id"].encode()) for record in records]),
+        ("prompt", [unit_digest(seed, question) for question in questions]),
+        ("group", [bytes(8) if post is None else sha256(str(post).encode()).digest()[:8] for post in posts]),
+    ):
+        columns[name] = np.frombuffer(b"".join(values), ">u8").reshape(columns[name].shape)
+    columns["answer"], columns["opening"] = said.hashes[answered], said.openings[answered]
+    return columns, keys
 
 
 def with_calls(record: dict) -> dict:
@@ -117,8 +130,3 @@ def question_of(record: dict) -> int:
     elsewhere in one set than in the other."""
     turns = record.get("messages") or record.get("prompt") or [record]
     return 1 if turns[0].get("role") == "system" else 0  # records.fault_in: a system turn, then the question
-
-
-def digest(data: bytes, length: int = 8) -> bytes:
-    """The first bytes of SHA-256."""
-    return hashlib.sha256(data).digest()[:length]

@@ -118,6 +118,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         return _parquet_rows(path)
     if suffix in (".csv", ".tsv"):
         return _table_rows(path, "\t" if suffix == ".tsv" else ",")
+    if suffix == ".md":
+        return _whole_text(path)
     return _txt_rows(path) if suffix == ".txt" else _json_rows(path)
 
 
@@ -206,6 +208,12 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if layout := _json_layout(_head(path)):
         with open_plain(path) as stream:
             yield from line_rows(stream) if layout == "lines" else value_rows(stream)
+
+
+def _whole_text(path: Path) -> Iterator[tuple[int, Any]]:
+    """A file that is one document, whatever its size."""
+    with open_plain(path) as stream:
+        yield from text_rows(stream, "whole", path)
 
 
 def _txt_rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -19,9 +19,9 @@ CHINESE = 1  # in Columns.lang: 0 none, 1 zh, 2 en, 3 other
 GROUPS = ("zh", "not zh")
 
 
-def unit_digest(seed: int, text: str) -> bytes:
-    """8 bytes that follow from seed and text: the first ones of SHA-256 over `seed:text`."""
-    return hashlib.sha256(f"{seed}:{text}".encode("utf-8", "surrogatepass")).digest()[:8]
+def unit_digest(seed: int, text: bytes) -> bytes:
+    """8 bytes that follow from seed and text (UTF-8): the first ones of SHA-256 over `seed:text`."""
+    return hashlib.sha256(b"%d:%b" % (seed, text)).digest()[:8]
 
 
 class Columns(NamedTuple):

@@ -9,15 +9,17 @@ share. The order of the input decides which of a cluster stays: the first.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 
-from posttrain.data import kernels
+from posttrain.data import compiled
 from posttrain.data.executor import Map
+from posttrain.data.folding import code_points
+from posttrain.errors import WontFit
 
-CHUNK = 8192  # pairs, for one worker
-STEP = 1024  # pairs held in memory at once
+MOST = 3_000_000_000  # records: a pair of them is one number of 64 bits
+CHUNK = 2048  # pairs, for one worker: about 50 MiB of shingles
 
 
 def clusters(parts: list["KeyFile"], candidates: np.ndarray, min_jaccard: float, mapped: Map) -> np.ndarray:
@@ -26,17 +28,20 @@ def clusters(parts: list["KeyFile"], candidates: np.ndarray, min_jaccard: float,
     parts: the files of the records' keys and bands in order; a record's number counts through all of them.
     """
     count = len(candidates)
+    if count > MOST:
+        raise WontFit(f"{count} records to compare: more than {MOST} are too many for one run\n  several runs, each "
+                      "over some sources and into an output_dir of its own; or --set rules.near_duplicate=keep")
     labels = np.arange(count)
     rejected = np.zeros(0, np.int64)
     begins = np.cumsum([0, *(part.records for part in parts)])
-    for band in range(kernels.BANDS):
+    for band in range(compiled.BANDS):
         pairs = _in_one_bucket(_band(parts, begins, candidates, band))
-        codes = pairs[:, 0] * count + pairs[:, 1]
-        fresh = (labels[pairs[:, 0]] != labels[pairs[:, 1]]) & ~np.isin(codes, rejected)
-        pairs, codes = pairs[fresh], codes[fresh]
-        if not len(pairs):
+        pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+        codes = np.setdiff1d(pairs[:, 0] * count + pairs[:, 1], rejected)
+        if not len(codes):
             continue
-        jobs = ((_places(parts, begins, candidates[pairs[at : at + CHUNK]]), min_jaccard)
+        pairs = np.stack(np.divmod(codes, count), 1)
+        jobs = (_job(parts, begins, candidates[pairs[at : at + CHUNK]], min_jaccard)
                 for at in range(0, len(pairs), CHUNK))  # fmt: skip
         similar = np.concatenate(list(mapped(verified, jobs)))
         rejected = np.union1d(rejected, codes[~similar])
@@ -71,7 +76,8 @@ def _band(parts: list[KeyFile], begins: np.ndarray, candidates: np.ndarray, band
     for number, part in enumerate(parts):
         if at[number] < at[number + 1]:
             own = candidates[at[number] : at[number + 1]] - begins[number]
-            values[at[number] : at[number + 1]] = np.load(part.bands, mmap_mode="r")[band][own]
+            whole = np.fromfile(part.bands, np.uint64, part.records, offset=8 * part.records * band)
+            values[at[number] : at[number + 1]] = whole[own]
     return values
 
 
@@ -85,40 +91,37 @@ def _in_one_bucket(values: np.ndarray) -> np.ndarray:
     begin = np.ones(len(order), bool)
     begin[1:] = ~equal
     leader = order[np.maximum.accumulate(np.where(begin, np.arange(len(order)), 0))]
-    pairs = np.concatenate((np.stack((leader[later], order[later]), 1), np.stack((order[later - 1], order[later]), 1)))
-    return np.unique(pairs, axis=0)
+    return np.concatenate((np.stack((leader[later], order[later]), 1), np.stack((order[later - 1], order[later]), 1)))
 
 
-def _places(parts: list[KeyFile], begins: np.ndarray, numbers: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Where the keys of these pairs of records are: (files, int64 [pairs, 2, (file, offset, bytes)])."""
-    which = np.searchsorted(begins, numbers, "right") - 1
-    used = np.unique(which)
-    places = np.zeros((*numbers.shape, 3), np.int64)
-    for number, index in enumerate(used.tolist()):
-        mine = which == index
-        own = numbers[mine] - begins[index]
+class Job(NamedTuple):
+    """Pairs of records for one worker to verify."""
+
+    files: list[str]
+    places: np.ndarray
+    """int64 [records, (file, offset, bytes)]: where the keys of these records are."""
+    pairs: np.ndarray
+    """int64 [pairs, 2]: which of these records."""
+
+
+def _job(parts: list[KeyFile], begins: np.ndarray, pairs: np.ndarray, min_jaccard: float) -> tuple[Job, float]:
+    """The job of verifying pairs of records, which are numbered through all parts."""
+    records, which = np.unique(pairs, return_inverse=True)
+    files, places = [], np.zeros((len(records), 3), np.int64)
+    at = np.searchsorted(records, begins)
+    for index in np.flatnonzero(np.diff(at)).tolist():
+        own = records[at[index] : at[index + 1]] - begins[index]
         ends = parts[index].ends
         offset = np.where(own > 0, ends[own - 1], 0)
-        places[mine] = np.stack((np.full(len(own), number), offset, ends[own] - offset), 1)
-    return [str(parts[index].keys) for index in used.tolist()], places
+        places[at[index] : at[index + 1]] = np.stack((np.full(len(own), len(files)), offset, ends[own] - offset), 1)
+        files.append(str(parts[index].keys))
+    return Job(files, places, which.reshape(pairs.shape)), min_jaccard
 
 
-def verified(where: tuple[list[str], np.ndarray], min_jaccard: float) -> np.ndarray:
+def verified(job: Job, min_jaccard: float) -> np.ndarray:
     """bool per pair: whether the sets of 5-character shingles have a Jaccard similarity of at least min_jaccard."""
-    files, places = where
-    flat, pairs = np.unique(places.reshape(-1, 3), axis=0, return_inverse=True)
-    pairs = pairs.reshape(-1, 2)
-    shingles, offsets = _distinct_shingles(list(_read(files, flat)))
-    sizes = np.diff(offsets)
-    a, b = sizes[pairs[:, 0]], sizes[pairs[:, 1]]
-    possible = np.flatnonzero(np.minimum(a, b) >= min_jaccard * np.maximum(a, b) - 1e-9)
-    common = np.zeros(len(pairs), np.int64)
-    rows = csr_array((np.ones(len(shingles), np.int8), shingles, offsets), shape=(len(sizes), 1 << 44))
-    for at in range(0, len(possible), STEP):
-        some = possible[at : at + STEP]
-        both = rows[pairs[some, 0]].multiply(rows[pairs[some, 1]])  # merges sorted rows
-        common[some] = np.diff(both.tocsr().indptr)
-    return common / np.maximum(a + b - common, 1) >= min_jaccard
+    codes, starts = code_points(list(_read(job.files, job.places)))
+    return compiled.similar(*compiled.shingles(codes, starts), job.pairs, min_jaccard)
 
 
 def _read(files: list[str], places: np.ndarray) -> Iterator[str]:
@@ -127,19 +130,3 @@ def _read(files: list[str], places: np.ndarray) -> Iterator[str]:
         with open(file, "rb") as keys:
             for offset, length in places[places[:, 0] == number][:, 1:].tolist():
                 yield os.pread(keys.fileno(), length, offset).decode()
-
-
-def _distinct_shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(the different shingle hashes of each text, 44 bits, sorted; where each text's begin)."""
-    starts = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=starts[1:])
-    codes = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
-    hashes, offsets = kernels.shingle_hashes(codes, starts)
-    values = (np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(offsets)) << np.uint64(44)) | (
-        hashes >> np.uint64(20))  # fmt: skip
-    values.sort()
-    distinct = np.ones(len(values), bool)
-    distinct[1:] = values[1:] != values[:-1]
-    values = values[distinct]
-    begins = np.searchsorted(values >> np.uint64(44), np.arange(len(texts) + 1).astype(np.uint64))
-    return (values & np.uint64((1 << 44) - 1)).astype(np.int64), begins

@@ -24,13 +24,16 @@ from posttrain.data.blocks import Block, blocks_of
 from posttrain.data.card import load_tokenizer, write_cards
 from posttrain.data.catalogue import Source, load_catalogue, sources_of
 from posttrain.data.checks import active_rules
-from posttrain.data.columns import FLAGS
+from posttrain.data.columns import FLAGS, keys_of
 from posttrain.data.executor import Map, workers
 from posttrain.data.hub import download_source
+from posttrain.data.kernels import repetition
 from posttrain.data.measures import changed_rules
 from posttrain.data.mix import Columns, MixedBucketSampler, lines
+from posttrain.data.near import Job, verified
 from posttrain.data.reading import Account, Tally
 from posttrain.data.reduce import REASONS, Fates, Parts, conflicts, decide
+from posttrain.data.shape import gathered
 from posttrain.data.split import SIDES, Split, split
 from posttrain.data.writing import Samples, ids_of, numbers_of, write_dropped, write_sides
 from posttrain.errors import UserFault, WontFit
@@ -54,6 +57,7 @@ def _build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: d
     work = work_directory(run, kind)
     accounts, samples = {source.key: Account() for source in sources}, Samples()
     task = task_of(config, kind, sources, work)
+    get_ready()
     with workers(config.executor, config.workers, config.ray_address) as mapped:
         summaries = map_blocks(task, config, accounts, samples, mapped)
         check_unchanged(stamps, work)
@@ -81,6 +85,14 @@ def _build(loaded: Loaded, kind: str, sources: list[Source], run: Run, inputs: d
     print(summary(kind, results, run.dir), flush=True)
     shutil.rmtree(work)
     return manifest
+
+
+def get_ready() -> None:
+    """Compile all loops, or load them, and build the tables: once, before workers are forked."""
+    texts = gathered([{"text": "。"}])
+    repetition(texts.folded, np.zeros(1, np.int64), 1.0)
+    keys_of(texts)
+    verified(Job([], np.zeros((0, 3), np.int64), np.zeros((0, 2), np.int64)), 1.0)
 
 
 def work_directory(run: Run, kind: str) -> Path:

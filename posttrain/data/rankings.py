@@ -17,7 +17,11 @@ SCORE_LISTS = ("scores", "ratings", "rewards", "overall_scores", "ranks")
 
 def is_ranking(row: Any) -> bool:
     """Whether a row has a list of answers, best first, or each with a score."""
-    return isinstance(row, dict) and any(_is_list_of_answers(row.get(name)) for name in RANKED)
+    if isinstance(row, dict):
+        for name in RANKED:
+            if name in row and _is_list_of_answers(row[name]):
+                return True
+    return False
 
 
 def _is_list_of_answers(value: Any) -> bool:

@@ -35,7 +35,7 @@ class Parts:
         self.begins = np.cumsum([0, *sizes])
         self.columns = np.empty(self.begins[-1], COLUMNS)
         for index, number in enumerate(self.numbers):
-            own = np.load(part_path(directory, number, "columns.npy"))
+            own = np.fromfile(part_path(directory, number, "columns"), COLUMNS)
             self.columns[self.begins[index] : self.begins[index + 1]] = own
         ends = np.cumsum(self.columns["bytes"], dtype=np.int64)
         self.offsets = ends - self.columns["bytes"]  # of each line in its part
@@ -49,7 +49,7 @@ class Parts:
     def key_files(self) -> list[KeyFile]:
         """For near.clusters."""
         return [
-            KeyFile(part_path(self.directory, number, "keys"), part_path(self.directory, number, "bands.npy"),
+            KeyFile(part_path(self.directory, number, "keys"), part_path(self.directory, number, "bands"),
                     self.columns["key_bytes"][self.begins[index] : self.begins[index + 1]])
             for index, number in enumerate(self.numbers)
         ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from posttrain.data.kernels import mixed
+from posttrain.data.near import joined
 from posttrain.errors import UserFault
 
 SIDES = ("train", "val", "test")
@@ -45,16 +46,10 @@ def anchors(prompt: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     one, two = one[together], two[together]
     if not len(one):
         return prompt.copy()
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     nodes, ends = np.unique(np.concatenate([one, two]), return_inverse=True)
-    edges = coo_array((np.ones(len(one), bool), (ends[: len(one)], ends[len(one) :])), shape=(len(nodes), len(nodes)))
-    label = connected_components(edges, directed=False)[1]
-    smallest = np.full(label.max() + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(smallest, label, nodes)
+    first = joined(np.arange(len(nodes)), ends.reshape(2, -1).T)
     number = np.minimum(np.searchsorted(nodes, prompt), len(nodes) - 1)
-    return np.where(nodes[number] == prompt, smallest[label[number]], prompt)
+    return np.where(nodes[number] == prompt, nodes[first[number]], prompt)
 
 
 def place(hashes: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posttrain.data.folding import DIGIT, HAN_BIT, LETTER, SPACE, tables
+from posttrain.data.compiled import DIGIT, HAN_BIT, LETTER, SPACE
+from posttrain.data.folding import tables
 from posttrain.data.kernels import mixed
 
 _ROOT = 0x9E3779B97F4A7C15 | 1  # of the polynomial; odd, hence with an inverse modulo 2^64
