@@ -1,0 +1,109 @@
+"""Which base models work with these versions and losses, and which of their layers can have an adapter."""
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from posttrain import blocks
+from posttrain.config import shown
+from posttrain.errors import UserFault
+
+ALL_LINEAR = "all-linear"
+GOOD = "a Qwen, Llama, Mistral, Yi, InternLM3 or DeepSeek base"
+
+# Seen with the published code under transformers 5.23: why it does not work.
+REMOTE = {
+    "chatglm": "ChatGLM's code reads config.max_length, which transformers 5 no longer has (AttributeError when the "
+               "model is built)",
+    "baichuan": "Baichuan2's output head normalises its weight (NormHead), which the losses here do not follow, and "
+                "its tokenizer needs the package sentencepiece",
+}  # fmt: skip
+
+# Fields of a config that change the logits behind the head, and the value that changes nothing.
+LOGITS = {
+    "final_logit_softcapping": None, "logits_soft_cap": None, "logits_scaling": 1, "logit_scale": 1,
+    "lm_head_multiplier": 1, "unpadded_vocab_size": None,
+}  # fmt: skip
+
+
+def check_remote_code(directory: Path, trust_remote_code: bool) -> None:
+    """UserFault for a base that transformers does not know, if its own Python is not trusted or is known not to run."""
+    try:
+        facts = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # what reads it next says so
+    kind = facts.get("model_type", "")
+    if kind in CONFIG_MAPPING_NAMES or (trust_remote_code and kind not in REMOTE):
+        return
+    here, written = transformers.__version__, facts.get("transformers_version", "of another version")
+    why = f"model.base: {shown(directory)} is of type '{kind}', which transformers {here} does not hold"
+    if kind in REMOTE:
+        raise UserFault(f"{why}; the Python that it brings was written for transformers {written} and does not work "
+                        f"here: {REMOTE[kind]}\n  choose {GOOD}")  # fmt: skip
+    if "auto_map" not in facts:
+        raise UserFault(f"{why}, and it brings no Python of its own\n  choose {GOOD}")
+    raise UserFault(f"{why}; it brings Python of its own, written for transformers {written}\n  choose {GOOD}; or read "
+                    "that code and set model.trust_remote_code=true (--dry-run then says whether it runs)")  # fmt: skip
+
+
+def check_head(model: nn.Module, directory: Path) -> None:
+    """UserFault for a base whose logits are not hidden state x head weight: losses.py reads the weight alone, in
+    chunks, and would train on other probabilities than the model has."""
+    head, why = model.get_output_embeddings(), ""
+    if not isinstance(head, nn.Linear):
+        why = f"its output head is {type(head).__name__}, not a linear layer"
+    elif head.bias is not None:
+        why = "its output head has a bias"
+    config = model.config.get_text_config()
+    scaled = [f"{name}: {getattr(config, name)}" for name, neutral in LOGITS.items()
+              if getattr(config, name, neutral) not in (neutral, None)]  # fmt: skip
+    why = why or (f"it changes its logits behind the head ({', '.join(scaled)})" if scaled else "")
+    if why:
+        raise UserFault(f"model.base: {shown(directory)} ({type(model).__name__}) cannot be trained: {why}, which the "
+                        f"chunked losses here do not follow\n  choose {GOOD}")  # fmt: skip
+
+
+@torch.no_grad()
+def check_logits(model: nn.Module, directory: Path) -> None:
+    """The same by numbers, once the weights are there: for what check_head does not know by name."""
+    ids = torch.arange(8, device=model.device)[None]
+    try:
+        whole = model(input_ids=ids, use_cache=False).logits
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        ours = hidden @ model.get_output_embeddings().weight.T
+        gap = (whole.float().log_softmax(-1) - ours.float().log_softmax(-1)).abs().max().item()
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise UserFault(f"model.base: {shown(directory)} ({type(model).__name__}) cannot be trained: it does not take "
+                        f"token ids alone ({str(error).splitlines()[0]})\n  choose {GOOD}") from error  # fmt: skip
+    if gap > (0.01 if whole.dtype == torch.float32 else 0.1):
+        raise UserFault(f"model.base: {shown(directory)} ({type(model).__name__}) cannot be trained: its "
+                        f"log-probabilities differ by {gap:.3g} from hidden state x head weight, which is what the "
+                        f"losses here take\n  choose {GOOD}")  # fmt: skip
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers that can have an adapter: all but the head, whose weight the losses read directly."""
+    head = model.get_output_embeddings()
+    return sorted({name.rpartition(".")[2] for name, module in model.named_modules()
+                   if isinstance(module, nn.Linear) and module is not head})  # fmt: skip
+
+
+def target_modules(model: nn.Module, lora: blocks.Lora) -> list[str]:
+    """The layers that get an adapter, by name. UserFault for one that this architecture does not have."""
+    linear = linear_layers(model)
+    if not linear:
+        raise UserFault(f"lora.target_modules: {type(model).__name__} has no linear layer that can have an adapter\n"
+                        f"  choose {GOOD}")  # fmt: skip
+    if lora.target_modules == ALL_LINEAR:
+        return linear
+    unknown = [name for name in lora.target_modules if name not in linear]
+    if unknown:
+        raise UserFault(f"lora.target_modules: {', '.join(unknown)} cannot have an adapter in {type(model).__name__}\n"
+                        f"  choose from: {', '.join(linear)}; or {ALL_LINEAR} for all of them")  # fmt: skip
+    return lora.target_modules
