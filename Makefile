@@ -33,6 +33,7 @@ check: $(VENV)/.requirements-dev
 
 bench: $(VENV)/.requirements-dev
 	@for file in bench/*.py; do [ -e "$$file" ] || { echo "bench/: nothing there yet"; break; }; \
+		case "$$file" in bench/gpu_*) continue ;; bench/gpu.py) command -v nvidia-smi >/dev/null || continue ;; esac; \
 		echo "== $$file"; $(PY) "$$file" || exit $$?; done
 
 clean-venv:
@@ -59,7 +60,7 @@ $(VENV)/.requirements-dev: requirements-dev.txt $(VENV)/.requirements | $(PY)
 	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# Ray, for the test of a cluster on this machine
-$(VENV)/.requirements-cluster: requirements-cluster.txt $(VENV)/.requirements-dev | $(PY)
-	$(PY) -m pip install --disable-pip-version-check -r requirements-cluster.txt
+# Ray and DeepSpeed, for the tests of a cluster and of ZeRO-3 on this machine
+$(VENV)/.requirements-cluster: requirements-cluster.txt requirements-zero3.txt $(VENV)/.requirements-dev | $(PY)
+	$(PY) -m pip install --disable-pip-version-check -r requirements-cluster.txt -r requirements-zero3.txt
 	@touch $@

@@ -60,10 +60,12 @@ def kept_share(found: Iterable[Any], on: Iterable[Any], off: Iterable[Any]) -> f
     return along / length
 
 
-def table(effect: Agreement, found: dict[str, Agreement], bound: tuple[float, float]) -> None:
-    """Print the comparison: a row per model, and the bounds on mean difference and top-1."""
-    heading = f"on {effect.positions} positions"
+def table(effect: Agreement | None, found: dict[str, Agreement], bound: tuple[float, float]) -> None:
+    """Print the comparison: a row per model, and the bounds on mean difference and top-1. effect: of the adapter
+    against the base; None for a whole model."""
+    rows = {"adapter vs base": effect, **found} if effect else found
+    heading = f"on {next(iter(rows.values())).positions} positions"
     print(f"\n{heading:<34}{'max |dlogit|':>14}{'mean |dlogit|':>15}{'top-1':>8}{'KL':>11}")
-    for name, row in {"adapter vs base": effect, **found}.items():
+    for name, row in rows.items():
         print(f"{name:<34}{row.max_abs:>14.3g}{row.mean_abs:>15.3g}{row.top1:>8.3f}{row.kl:>11.3g}")
     print(f"{'bound':<34}{'':>14}{bound[0]:>15.3g}{bound[1]:>8.3f}\n", flush=True)

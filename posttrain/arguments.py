@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from posttrain import model
+from posttrain import model, tracking
 from posttrain.blocks import Training
 from posttrain.errors import UserFault
 from posttrain.schedule import Schedule
@@ -26,7 +26,7 @@ def arguments(cls: type[TrainingArguments], cfg: Training, schedule: Schedule, v
         gradient_accumulation_steps=schedule.accumulation, learning_rate=trainer.learning_rate,
         lr_scheduler_type=trainer.lr_scheduler_type, warmup_steps=int(schedule.steps * trainer.warmup_ratio),
         weight_decay=trainer.weight_decay, num_train_epochs=trainer.num_train_epochs, max_steps=trainer.max_steps,
-        max_grad_norm=trainer.max_grad_norm, optim=trainer.optim,
+        max_grad_norm=trainer.max_grad_norm, optim=trainer.optim, neftune_noise_alpha=trainer.neftune_noise_alpha,
         bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16 and on_card, use_cpu=not on_card,
         gradient_checkpointing=trainer.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=min(trainer.logging_steps, max(1, schedule.steps // 10)), logging_first_step=True,
@@ -35,7 +35,8 @@ def arguments(cls: type[TrainingArguments], cfg: Training, schedule: Schedule, v
         eval_steps=schedule.every(trainer.save_steps), save_total_limit=trainer.save_total_limit,
         metric_for_best_model="eval_loss" if validates else None,
         greater_is_better=False if validates else None, dataloader_num_workers=trainer.dataloader_num_workers,
-        report_to=[] if cfg.tracking == "none" else [cfg.tracking], remove_unused_columns=False,
+        report_to=tracking.prepare(cfg.tracking, cfg.output_dir), run_name=cfg.output_dir.name,
+        project=tracking.PROJECT, remove_unused_columns=False,
         restore_callback_states_from_checkpoint=trainer.early_stopping_patience > 0,
         ddp_find_unused_parameters=False if schedule.world > 1 else None, disable_tqdm=not sys.stderr.isatty(),
     )  # fmt: skip
@@ -52,7 +53,7 @@ OWNED = {
     "report_to", "remove_unused_columns", "disable_tqdm", "packing", "eval_packing", "max_length", "dataset_kwargs",
     "save_only_model", "load_best_model_at_end", "resume_from_checkpoint", "assistant_only_loss", "loss_type",
     "restore_callback_states_from_checkpoint", "completion_only_loss", "padding_free", "packing_strategy",
-    "prediction_loss_only", "label_smoothing_factor", "push_to_hub",
+    "prediction_loss_only", "label_smoothing_factor", "push_to_hub", "neftune_noise_alpha",
 }  # fmt: skip
 
 
@@ -61,6 +62,10 @@ def check_extra(cls: type, extra: dict[str, Any]) -> dict[str, Any]:
     hints, faults, checked = typing.get_type_hints(cls), [], {}
     fields = {field.name for field in dataclasses.fields(cls)}
     for key, value in extra.items():
+        if key.endswith("_token"):
+            faults.append(f"trainer.extra.{key}: a config is written beside every output, so no token stands in it; "
+                          "use `hf auth login`")  # fmt: skip
+            continue
         if key in OWNED:
             faults.append(f"trainer.extra.{key}: set by this project; use the key of its own under `trainer`")
             continue
@@ -79,8 +84,9 @@ def check_extra(cls: type, extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def arguments_class(kind: str) -> type[TrainingArguments]:
-    """The arguments class that `trainer.extra` is checked against: TRL's SFTConfig for SFT, else transformers' own."""
-    if kind != "sft":
+    """The arguments class that `trainer.extra` is checked against: TRL's SFTConfig for text and
+    conversations, transformers' own for pairs."""
+    if kind == "pref":
         return TrainingArguments
     from trl import SFTConfig
 

@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from posttrain.config import Block, ProjectPath
+from posttrain.config import Block, ProjectPath, shown
+from posttrain.forgetting_blocks import SlowStart
 
 
 class Model(Block):
     """Which base model, and in what form it is loaded."""
 
     base: str = "Qwen/Qwen3-4B-Instruct-2507"
-    """Hub id or local directory of the base model. Given by the hardware file: not every card holds every base."""
+    """Hub id or local directory of the base model, or a run with finetuning_type full. Given by the hardware file: not
+    every card holds every base."""
     fallback: list[str] = ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-3B-Instruct"]
     """Tried in this order where `base` cannot be had; resolved once, at SFT, and written into the manifest."""
     revision: str | None = None
@@ -26,7 +28,8 @@ class Model(Block):
     attn_implementation: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """auto: flash_attention_2 where the package is installed and the card can, else sdpa."""
     chat_template: str = "auto"
-    """auto: the tokenizer's own, with marks on what is trained; or a name of posttrain/chat.py; or a .jinja file."""
+    """auto: the tokenizer's own. Or chatml, chatml_tools, qwen2, qwen2.5, qwen3_thinking_off, alpaca, alpaca_bare; or a
+    .jinja file (docs/templates.md)."""
     trust_remote_code: bool = False
     """Run Python that ships with the model. Off unless you have read that code."""
 
@@ -37,13 +40,30 @@ class Lora(Block):
     r: int = Field(16, gt=0, le=1024)
     """Rank."""
     alpha: int = Field(16, gt=0)
-    """Scale: the update is multiplied by alpha / r."""
+    """Scale: the update is multiplied by alpha / r (alpha / sqrt(r) with use_rslora)."""
     dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the adapter's input."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained."""
-    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    """Names of the linear layers that get an adapter."""
+    target_modules: list[str] | Literal["all-linear"] = [
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    ]  # fmt: skip
+    """Names of the linear layers that get an adapter. all-linear: every linear layer of this base but the head, found
+    from the model and recorded by name; for families that name their layers otherwise (GLM, Phi, InternLM)."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _names_or_all(cls, value):
+        if isinstance(value, str) and value != "all-linear":
+            raise ValueError("a list of layer names, e.g. [q_proj, v_proj], or all-linear")
+        return value
+
+    use_rslora: bool = False
+    """rsLoRA (Kalajdzievski 2023, arXiv 2312.03732): scale by alpha / sqrt(r), so that a high rank (64 and more) learns
+    as much per step as a low one. At the same alpha the update is sqrt(r) times larger: begin with a smaller alpha."""
+    use_dora: bool = False
+    """DoRA (Liu et al. 2024, arXiv 2402.09353): length and direction of the weights are adapted apart. Nearer to full
+    fine-tuning at low rank; slower, and vLLM takes it only merged (export.mode: merged)."""
 
 
 class Trainer(Block):
@@ -65,6 +85,8 @@ class Trainer(Block):
     """Shape of the learning rate after the warm-up."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of all steps in which the learning rate rises; whole steps, so none in a very short run."""
+    slow_start: SlowStart | None = None
+    """A slow first pass before the schedule, so that the adapter finds its direction in small steps; null is off."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's decoupled weight decay."""
     num_train_epochs: float = Field(1.0, gt=0)
@@ -73,6 +95,13 @@ class Trainer(Block):
     """Optimiser steps; overrides num_train_epochs where positive."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm; 0 turns clipping off."""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """When loss or gradient is NaN or infinite, or the gradient norm far out of its running band: stop (4), or leave
+    that step out and go on (at most 5 such steps in 50). Its rows are in bad_batch.jsonl either way."""
+    grad_norm_ratio: float = Field(10, ge=0)
+    """The gradient norm is out of its band when it is more than this many times the largest of the last 50 steps, above
+    max_grad_norm, and seven robust deviations from their median (so that the heavy tails of preference losses are no
+    alarm); judged from step 21 on. 0: only NaN and infinity are bad."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch"
     )
@@ -92,8 +121,15 @@ class Trainer(Block):
     """A checkpoint for resuming is also written when the last one is older than this."""
     save_total_limit: int = Field(3, ge=2)
     """Checkpoints kept on disk, the best one always among them."""
+    neftune_noise_alpha: float | None = Field(None, gt=0)
+    """NEFTune (Jain et al. 2023, arXiv 2310.05914): uniform noise of this / sqrt(length x width) on the input
+    embeddings while training; 5 to 15 in the paper. With packing the length is that of the row, so the noise is
+    smaller. null: none."""
     early_stopping_patience: int = Field(0, ge=0)
     """Stop after this many validations without a better loss; 0 never stops early."""
+    probe_longest: bool | Literal["auto"] = "auto"
+    """Before the first step put the longest batch, and the longest rows of the validation, through the model once, so
+    that memory which is too small shows then and not after hours. The result is the same bits. auto: on a card."""
     dataloader_num_workers: int = Field(0, ge=0)
     """Worker processes that collate batches."""
     extra: dict[str, Any] = {}
@@ -136,6 +172,16 @@ class TrainData(Block):
         if self.val_files is not None:
             return self.val_files
         return [f.with_name(f.name.replace("_train.", "_val.")) for f in self.train_files if "_train." in f.name]
+
+
+class TextData(TrainData):
+    """Documents to learn from: what `prepare_data --set stage=text` wrote, or .txt, .md and JSONL files of your own."""
+
+    train_files: list[ProjectPath] = Field(min_length=1)
+    """JSONL of {"text": ...}, .md (a file is a document), or .txt: a file up to 256 KiB is a document; in a larger one
+    documents stand between blank lines, or on a line each where there is none."""
+    on_too_long: Literal["split"] = "split"
+    """A document over max_length is cut into pieces, and counted; every token is learned once."""
 
 
 class Export(Block):
@@ -186,19 +232,61 @@ class Training(StageConfig):
 
     hardware: str = "auto"
     """A file of configs/hardware/: 3050, t4, 4090 ...; auto picks by the card found."""
+    vram_gib: float | None = Field(None, ge=0)
+    """GiB of the card that a run may take, in place of those of the hardware file: for a card of another size, or one
+    that others share. The forecast holds the run against it; null is what the file says, 0 a machine without a card."""
     model: Model = Model()
     """The base model."""
+    finetuning_type: Literal["lora", "full"] = "lora"
+    """lora: an adapter is trained, the base stays frozen. full: every weight is trained (16 bytes a parameter and more
+    with AdamW in 32 bit), `lora:` is not read, and the run is a whole model that later stages take as `model.base`."""
     lora: Lora = Lora()
     """The adapter."""
-    tracking: Literal["none", "tensorboard"] = "tensorboard"
-    """Where curves go beside metrics.jsonl."""
+    price_per_hour: float | None = Field(None, ge=0)
+    """What an hour of the whole machine costs, in any currency: the plan and the run then say what the run costs."""
+    tracking: list[Literal["none", "tensorboard", "mlflow", "wandb", "swanlab", "trackio"]] = ["tensorboard"]
+    """Where curves go beside metrics.jsonl: one name or a list. All but tensorboard are packages to install. mlflow
+    writes outputs/mlflow.db (SQLite); wandb and swanlab stay offline without a login or with HF_HUB_OFFLINE=1. Their
+    own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI ...) win, and hold the tokens: never a config."""
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_tracker_or_many(cls, value):
+        return [value] if isinstance(value, str) else value
+    show_tokens: int = Field(40, ge=0)
+    """Tokens of the example row that the dry run lists one by one, with their ids: those nearest to where training
+    begins or ends first. As many as the row has: all of it; 0: none."""
+
+    @property
+    def continued(self) -> Path | None:
+        """The run whose adapter is trained further: sft_run of ORPO and DPO, cpt_run of SFT."""
+        return getattr(self, "sft_run", None) or getattr(self, "cpt_run", None)
+
+    @field_validator("finetuning_type")
+    @classmethod
+    def _four_bits_cannot_be_trained(cls, value, info: ValidationInfo):
+        quantization = info.data["model"].quantization if "model" in info.data else "none"
+        if value == "full" and quantization != "none":
+            raise ValueError(f"full trains every weight, and {quantization} weights are frozen; set model.quantization:"
+                             " none (a hardware file may have set it), or finetuning_type: lora")  # fmt: skip
+        return value
+
+
+def no_adapter_with_full(run: Path | None, info: ValidationInfo) -> Path | None:
+    """The validator of sft_run and cpt_run: full fine-tuning goes on from a whole model, not from an adapter."""
+    if run and info.data.get("finetuning_type") == "full":
+        raise ValueError(f"{shown(run)} would be continued as an adapter, and finetuning_type: full trains a whole "
+                         f"model. Set {info.field_name}: null and model.base: {shown(run)} if that run was full too, "
+                         "else model.base: <its merged export> (export.mode: merged)")  # fmt: skip
+    return run
 
 
 class PreferenceTraining(Training):
     """Keys that ORPO and DPO share: both learn from pairs, both continue the SFT adapter."""
 
     sft_run: ProjectPath | None = "outputs/sft"
-    """The SFT run whose adapter is continued; null starts a new adapter on `model.base`."""
+    """The SFT run whose adapter is continued; null starts on `model.base`: a new adapter, or with finetuning_type full
+    every weight of it (`model.base: outputs/sft` goes on from a full SFT run)."""
     trainer: Trainer = Trainer()
     """Optimisation."""
     prefer_chinese_ratio: float | None = Field(None, ge=0, le=1)
@@ -209,3 +297,8 @@ class PreferenceTraining(Training):
         if "packing" in self.trainer.extra:
             raise ValueError("trainer.extra.packing: pairs are not packed")
         return self
+
+    @field_validator("sft_run")
+    @classmethod
+    def _a_whole_model_continues_no_adapter(cls, value, info: ValidationInfo):
+        return no_adapter_with_full(value, info)

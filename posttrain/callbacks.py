@@ -6,27 +6,33 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerState
 
 from posttrain import model as models
+from posttrain import tracking
 from posttrain.errors import CheckFailed
 from posttrain.runs import main_process, write_json
 
+GIB = 2**30
 COMPLETE = "complete.json"  # written into a checkpoint when everything else is there
 
 
 class Metrics(TrainerCallback):
-    """metrics.jsonl and one printed line per logging step and per validation, whatever else tracks the run."""
+    """metrics.jsonl, one printed line per logging step and per validation, and on a terminal one progress bar below
+    them, whatever else tracks the run."""
 
     def __init__(self, path: Path):
         self.path = path
         self.began = self.since = time.time()
         self.tokens, self.first_step = 0, 0
+        self.bar, self.card = None, tracking.CardSampler(None)
 
     def on_train_begin(self, args, state, control, **_):
         """A resumed run repeats the steps after its checkpoint: their old lines go."""
@@ -37,6 +43,19 @@ class Metrics(TrainerCallback):
             self.path.write_text("".join(kept))
         self.began = self.since = time.time()
         self.first_step = state.global_step
+        if main_process():
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False,
+                            disable=not sys.stderr.isatty())  # fmt: skip
+            self.card = tracking.CardSampler(tracking.card_reader())
+
+    def on_step_end(self, args, state, control, **_):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **_):
+        self.card.end()
+        if self.bar is not None:
+            self.bar.close()
 
     def on_log(self, args, state, control, logs=None, **_):
         if not main_process() or not logs or "train_runtime" in logs:
@@ -47,10 +66,11 @@ class Metrics(TrainerCallback):
             now = time.time()
             line["tokens_per_second"] = round((logs["num_tokens"] - self.tokens) / max(now - self.since, 1e-9), 1)
             self.since, self.tokens = now, logs["num_tokens"]
-        line |= peak_memory()
+        line |= peak_memory() | self.card.since_last()
         with open(self.path, "a") as out:
             out.write(json.dumps(line) + "\n")
-        print(self._shown(line, state.max_steps), flush=True)
+        tqdm.write(self._shown(line, state.max_steps))
+        sys.stdout.flush()
 
     def _shown(self, line: dict, steps: int) -> str:
         """A line for the terminal: where the run is, how it learns, how fast, how much memory, how long still."""
@@ -63,8 +83,9 @@ class Metrics(TrainerCallback):
             done = line["step"] - self.first_step
             left = (time.time() - self.began) / max(done, 1) * (steps - line["step"])
             memory = line.get("reserved_gib", line["rss_gib"])
+            busy = [f"GPU {line['gpu_utilization']:.0%}"] if "gpu_utilization" in line else []
             parts += [f"lr {line.get('learning_rate', 0):.2e}", f"{line.get('tokens_per_second', 0):,.0f} tok/s",
-                      f"{memory:.1f} GiB", f"left {timedelta(seconds=round(left))}"]  # fmt: skip
+                      f"{memory:.1f} GiB", *busy, f"left {timedelta(seconds=round(left))}"]  # fmt: skip
         return f"  {at}  " + "  ".join(parts)
 
 
@@ -85,8 +106,11 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args, state, control, **_):
         self.last = time.time()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # each process writes its own random state, and its share where sharded
         if main_process() and folder.is_dir():
-            sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.name != COMPLETE}
+            files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE)
+            sizes = {str(p.relative_to(folder)): p.stat().st_size for p in files}
             write_json(folder / COMPLETE, {"step": state.global_step, "files": sizes})
 
 
@@ -130,17 +154,32 @@ class StopOnNan(TrainerCallback):
     def on_save(self, args, state, control, model=None, **_):
         weights = [p for p in model.parameters() if p.requires_grad]
         if not all(torch.isfinite(p).all() for p in weights):
-            raise CheckFailed(f"step {state.global_step}: the adapter holds nan or inf; the checkpoints before it are "
-                              f"kept\n  {self.causes}")  # fmt: skip
+            raise CheckFailed(f"step {state.global_step}: a trained weight is nan or inf; the checkpoints before it "
+                              f"are kept\n  {self.causes}")  # fmt: skip
 
 
 def peak_memory() -> dict[str, float]:
-    """Peak GiB so far: of the process, and of the card as the allocator counts it."""
+    """Peak GiB so far: of the process, and of the card as the allocator counts it; and what the card holds besides."""
     peak = {"rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
     if torch.cuda.is_available():
-        peak["allocated_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        peak["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
+        peak["allocated_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 3)
+        peak["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 3)
+        peak["context_gib"] = round(context_gib(), 3)
     return peak
+
+
+def context_gib() -> float:
+    """GiB of the card in use outside the allocator: CUDA's context, and other programs where there are any."""
+    free, total = torch.cuda.mem_get_info()
+    return (total - free - torch.cuda.memory_reserved()) / GIB
+
+
+def at_its_end(state: TrainerState) -> bool:
+    """Whether a checkpoint is that of the last step, or of an early stop: transformers 5.23 would train a step more."""
+    early = state.stateful_callbacks.get("EarlyStoppingCallback") or {}
+    patience = early.get("args", {}).get("early_stopping_patience")
+    stopped = patience and early["attributes"]["early_stopping_patience_counter"] >= patience
+    return state.global_step >= state.max_steps or bool(stopped)
 
 
 def newest_complete(output_dir: Path) -> Path | None:
@@ -148,21 +187,27 @@ def newest_complete(output_dir: Path) -> Path | None:
     found = sorted((int(p.name.rpartition("-")[2]), p) for p in output_dir.glob("checkpoint-*")
                    if p.is_dir() and p.name.rpartition("-")[2].isdigit())  # fmt: skip
     for _, folder in reversed(found):
-        if is_complete(folder):
+        lacking = what_lacks(folder)
+        if not lacking:
             return folder
         if main_process():
-            print(f"{folder.name}: not written to its end, left out", flush=True)
+            print(f"{folder.name}: not written to its end ({lacking}), left out", flush=True)
             shutil.rmtree(folder)
     return None
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether every file named in the checkpoint's mark is there with its size, optimiser state included."""
+def what_lacks(folder: Path) -> str:
+    """Why a checkpoint cannot be gone on from; "" if every file of its mark is there with its size, and the optimiser's
+    state among them: optimizer.pt, under FSDP optimizer.bin or optimizer_0/, under DeepSpeed global_step*/."""
     try:
         files = json.loads((folder / COMPLETE).read_text())["files"]
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return False
-    state = {"optimizer.pt", "scheduler.pt", "trainer_state.json"}
-    return state <= set(files) and all(
-        (folder / name).is_file() and os.path.getsize(folder / name) == size for name, size in files.items()
-    )
+        return f"no {COMPLETE}"
+    if not any(name.startswith(("optimizer", "global_step")) for name in files):
+        return "it has no optimiser state"
+    for name in ["trainer_state.json", *files]:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if os.path.getsize(folder / name) != files.get(name):
+            return f"{name} has another size"
+    return ""

@@ -34,6 +34,16 @@ def opened(run: Run) -> Run:
     return run
 
 
+# What a running training says about memory that ran out (posttrain/out_of_memory.py), once it has a forecast.
+_about_memory: Callable[[Exception], str] | None = None
+
+
+def when_memory_ends(about: Callable[[Exception], str] | None) -> None:
+    """Remember who explains an out-of-memory error of this process; None: nobody yet."""
+    global _about_memory
+    _about_memory = about
+
+
 def truth(text: str) -> bool:
     """`true` and `false` as a person writes them."""
     value = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}.get(text.lower())
@@ -71,25 +81,34 @@ def parser_for(name: str, description: str, default_config: str,
 def run_stage(cls: type[StageConfig], plan: Callable[[Plan], None], main: Callable[[Loaded], None], *,
               default_config: str, description: str | None = None, flags: dict[str, tuple[str, Callable]] = {},
               argv: list[str] | None = None, name: str | None = None,
-              choose: Callable[[Path], type[StageConfig]] | None = None) -> None:  # fmt: skip
+              choose: Callable[[Path], type[StageConfig]] | None = None,
+              suggest: Callable[[Plan, str], int] | None = None) -> None:  # fmt: skip
     """Load the config, make the plan, and print it or do the work. Ends the process.
 
     A command that reads the YAMLs of several stages (export_lora) gives its own `name`, and `choose`, which takes the
-    class from the file; `cls` is then their common base.
+    class from the file; `cls` is then their common base. `suggest` is what a training does with --suggest: it gets the
+    plan and the path ("" for the default) and gives the exit code.
     """
     name = name or cls.name
     parser = parser_for(name, description or cls.__doc__, default_config, flags)
+    if suggest:
+        parser.add_argument("--suggest", nargs="?", const="", metavar="PATH",
+                            help="write the best config that fits the card, and stop")  # fmt: skip
     args = parser.parse_args(argv)
     given = {key: getattr(args, key) for key, _ in flags.values() if getattr(args, key) is not None}
     signal.signal(signal.SIGTERM, _terminated)
+    when_memory_ends(None)
     _quiet()
-    sys.exit(guarded(name, lambda: _stage(name, choose or (lambda _: cls), plan, main, args, given)))
+    sys.exit(guarded(name, lambda: _stage(name, choose or (lambda _: cls), plan, main, args, given, suggest)))
 
 
-def _stage(name, choose, plan, main, args, given) -> int:
+def _stage(name, choose, plan, main, args, given, suggest) -> int:
     loaded = load_config(choose(in_project(Path(args.config))), Path(args.config), args.set, given)
-    drawn = Plan(name, loaded, args.dry_run)
+    asks = suggest is not None and args.suggest is not None
+    drawn = Plan(name, loaded, args.dry_run or asks)
     plan(drawn)
+    if asks:
+        return suggest(drawn, args.suggest)
     if args.dry_run:
         print(drawn.render(), flush=True)
         return drawn.exit_code
@@ -115,7 +134,7 @@ def guarded(stage: str, work: Callable[[], int]) -> int:
             _open_run.status("failed", 1, traceback.format_exc())
         if not code:
             raise
-    if message and main_process():
+    if message and (main_process() or code == WontFit.exit_code):  # any card may be the one that is full
         stream = sys.stdout if code == 0 else sys.stderr
         sys.stdout.flush()
         print(message if code == 0 else f"\n{stage} stopped (exit {code}): {message}", file=stream, flush=True)
@@ -129,19 +148,39 @@ def guarded(stage: str, work: Callable[[], int]) -> int:
 
 def _of_the_machine(error: Exception) -> tuple[int, str]:
     """(exit code, message) of a failure of disk or card rather than of this program; (0, "") for any other."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; torch is not imported for its name
-        return WontFit.exit_code, (
-            f"the card is out of memory ({str(error).splitlines()[0]})\n  in this order: a smaller "
-            "trainer.per_device_train_batch_size, trainer.gradient_checkpointing=true, a shorter trainer.max_length, "
-            "model.quantization=nf4, a smaller model.base; --dry-run forecasts each"
-        )
+    if is_out_of_memory(error) and _about_memory:
+        return WontFit.exit_code, _about_memory(error)
+    if is_out_of_memory(error) and not isinstance(error, MemoryError):
+        return WontFit.exit_code, (f"out of memory ({str(error).splitlines()[0]})\n  close what else uses the card "
+                                   "(nvidia-smi), or take a smaller batch_size")  # fmt: skip
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return WontFit.exit_code, f"the disk is full ({error.filename or error})"
+    if any(sign in str(error) for sign in DISK_FULL):
+        why = str(error).splitlines()[0]
+        return WontFit.exit_code, (f"the disk is full ({why})\n  make room (df -h), then the same command goes on; "
+                                   "what was half written is left out")  # fmt: skip
     if isinstance(error, MemoryError):
         return WontFit.exit_code, "the machine is out of memory\n  prepare_data: fewer processes (--set workers=1)"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return PosttrainError.exit_code, f"{shown(error.filename)}: {error.strerror}"
     return 0, ""
+
+
+# torch.save raises RuntimeError for a full disk, safetensors an error of its own; both without errno.
+DISK_FULL = ("PytorchStreamWriter failed writing file", "unexpected pos", "No space left on device")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a card or the machine has no memory left: by the names that torch 2.13, cuBLAS and Python give it. torch
+    is not imported for that."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(sign in said for sign in OUT_OF_MEMORY)
+
+
+# torch.AcceleratorError and older RuntimeErrors of CUDA; cuBLAS without room for its handle; torch's CPU allocator
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
 def _quiet() -> None:

@@ -237,6 +237,8 @@ def load_config(cls: type[Block], path: Path, sets: list[str] = (), flags: dict[
         config = cls.model_validate(merged)
     except ValidationError as error:
         raise UserFault(describe_faults(cls, path, error, origins)) from None
+    if getattr(config, "vram_gib", None) is not None:
+        card = {**card, "vram_gib": config.vram_gib}
     return Loaded(config=config, path=path, origins=origins, hardware=hardware, card=card)
 
 

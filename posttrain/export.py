@@ -17,7 +17,7 @@ from typing import Any
 from posttrain.agreement import Agreement, agreement, kept_share, logits_of, table
 from posttrain.config import shown
 from posttrain.errors import CheckFailed, WontFit
-from posttrain.export_checks import PRECISIONS, Merged, bounds, judge
+from posttrain.export_checks import PRECISIONS, Merged, bounds, judge, judge_drift
 from posttrain.stages import ExportLora
 
 RECORD = ("status.json", "config.yaml")  # of the run that writes the export
@@ -189,12 +189,37 @@ def adapter(facts, precision: str, rows: list[list[int]], part: Path, trust_remo
     return {"mode": "adapter", "exported_vs_run": asdict(drift), "adapter_vs_base": asdict(reference.effect)}
 
 
+def whole(cfg: ExportLora, facts, dtype: str, rows: list[list[int]], part: Path, trust_remote_code: bool
+          ) -> dict[str, Any]:  # fmt: skip
+    """Write the whole model of a run (finetuning_type: full) in `dtype` to `part`, reload it, and hold it against the
+    float32 weights that were trained. CheckFailed where it leaves the bound of the precision."""
+    import torch
+
+    from posttrain import model
+
+    trained = model.load_base(facts.dir, "fp32", trust_remote_code=trust_remote_code)
+    wanted = list(logits_of(trained, rows))
+    spread = sum(x.std(-1).mean().item() for x in wanted) / len(wanted)
+    trained.to(getattr(torch, dtype)).save_pretrained(part)
+    del trained
+    free_memory()
+    drift = agreement(logits_of(model.load_base(part, PRECISIONS[dtype], trust_remote_code=trust_remote_code), rows),
+                      wanted)  # fmt: skip
+    bound = bounds(cfg, "base", "fp32", dtype, spread)
+    table(None, {f"exported in {dtype} vs trained": drift}, bound)
+    judge_drift(drift, bound, "--set export.dtype=float32")
+    return {"mode": "model", "dtype": dtype, "why": "every weight was trained: nothing to merge",
+            "exported_vs_run": asdict(drift), "bound": {"mean_abs": bound[0], "top1": bound[1]}}  # fmt: skip
+
+
 def make(cfg: ExportLora, facts, precision: str, dtype: str, rows: list[list[int]], part: Path,
          trust_remote_code: bool) -> dict[str, Any]:  # fmt: skip
     """The weights of an export in `part`, checked. WontFit if the card has no room for the models compared."""
     import torch
 
     try:
+        if facts.whole:
+            return whole(cfg, facts, dtype, rows, part, trust_remote_code)
         if cfg.mode == "merged":
             return merged(cfg, facts, precision, dtype, rows, part, trust_remote_code)
         return adapter(facts, precision, rows, part, trust_remote_code)

@@ -25,18 +25,26 @@ OTHER_WEIGHTS = (0.6, 0.5)
 KEPT = (0.5, 1.5)  # share of the adapter's change that merged weights must hold
 
 
-def check_adapter(run: Path, manifest: dict[str, Any]) -> None:
-    """Look at the adapter alone: CheckFailed if a weight is NaN or infinite, if it is zero and so does nothing, or if
-    it is not the file that the run wrote."""
+def check_weights(run: Path, manifest: dict[str, Any]) -> None:
+    """Look at the run's weights alone: CheckFailed if one is NaN or infinite, if an adapter is zero and so does
+    nothing, or if they are not the files that the run wrote."""
+    files = sorted(run.glob("*.safetensors"))
+    if not files:
+        raise CheckFailed(f"{shown(run)}: its weights are gone; put them back, or train again")
+    for file in files:
+        _check_file(file, manifest)
+
+
+def _check_file(file: Path, manifest: dict[str, Any]) -> None:
     import torch
     from safetensors import safe_open
 
-    file = run / "adapter_model.safetensors"
     with safe_open(file, "pt") as tensors:
         names = list(tensors.keys())
         broken = [name for name in names if not torch.isfinite(tensors.get_tensor(name)).all()]
-        # LoRA's update is B @ A, and B begins at zero.
-        acts = any(tensors.get_tensor(name).any() for name in names if ".lora_A." not in name)
+        # LoRA's update is B @ A, and B begins at zero; DoRA's lengths begin as those of the base's weights.
+        tells = [name for name in names if ".lora_A." not in name and "lora_magnitude_vector" not in name]
+        acts = any(tensors.get_tensor(name).any() for name in tells)
     if broken:
         raise CheckFailed(f"{shown(file)}: {len(broken)} of {len(names)} tensors hold NaN or infinite values, first "
                           f"{broken[0]}\n  train again with a lower trainer.learning_rate; an earlier checkpoint-N of "
@@ -81,9 +89,14 @@ def judge(found: Merged, effect: Agreement, bound: tuple[float, float], dtype: s
             f"the share {found.kept:.2f} is in it, 1 is all of it; {dtype} itself is off by {drift.mean_abs:.3g}\n"
             f"{ways}train longer"
         )
+    judge_drift(drift, bound, "--set export.dtype=float32, --set export.mode=adapter")
+
+
+def judge_drift(drift: Agreement, bound: tuple[float, float], ways: str) -> None:
+    """CheckFailed if an exported model leaves its bound around the trained one; `ways` names what else to choose."""
     if drift.mean_abs > bound[0] or drift.top1 < bound[1]:
         raise CheckFailed(
-            f"the merged model differs from base + adapter: mean logit difference {drift.mean_abs:.3g} (bound "
+            f"the exported model differs from the trained one: mean logit difference {drift.mean_abs:.3g} (bound "
             f"{bound[0]:.3g}), top-1 agreement {drift.top1:.3f} (bound {bound[1]:.3f}) on {drift.positions} positions\n"
-            f"{ways}bounds of your own (export.max_logit_diff, export.min_top1)"
+            f"  choose: {ways}, or bounds of your own (export.max_logit_diff, export.min_top1)"
         )

@@ -30,10 +30,15 @@ def training_class(path: Path) -> type[Training]:
                         f"training config\n  choices: {choices}")  # fmt: skip
     keys = {name: set(schema_keys(cls)) for name, cls in TRAINING_STAGES.items()}
     owners = {key: [name for name in keys if key in keys[name]] for key in leaves(values)}
-    told = {names[0] for names in owners.values() if len(names) == 1}
-    if len(told) != 1:
+    # A key may be of several stages (length_penalty of two): what all keys have in common tells.
+    able = set(keys).intersection(*(names for names in owners.values() if names))
+    if len(able) > 1:  # ask the run; a config of train_cpt has no key of its own, so SFT is meant where there is none
+        run = read_json(in_project(Path(values.get("output_dir", "."))) / "manifest.json") or {}
+        made_by = {name for name in able if TRAINING_STAGES[name].name == run.get("stage")}
+        able = made_by or able - {"cpt"}
+    if len(able) != 1:
         raise UserFault(f"{shown(path)}: which training stage is this? Add one line `stage: ...`\n  choices: {choices}")
-    return TRAINING_STAGES[told.pop()]
+    return TRAINING_STAGES[able.pop()]
 
 
 def block_of(cfg: Training) -> ExportLora:
@@ -85,7 +90,8 @@ def size(cfg: ExportLora, training: Training, manifest: dict[str, Any] | None) -
     if cfg.mode == "adapter":
         file = cfg.run / "adapter_model.safetensors"
         return (file.stat().st_size if file.is_file() else 0), "adapter, tokenizer, README.md, manifest.json"
-    elements = elements_on_disk(base) if base.is_dir() else 0
+    elements = elements_on_disk(cfg.run) if training.finetuning_type == "full" and manifest else 0
+    elements = elements or (elements_on_disk(base) if base.is_dir() else 0)
     arch = memory.architecture(trained["id"])
     if not elements and arch:
         linear, other = memory.parameter_counts(arch)
@@ -103,20 +109,31 @@ def quantization_of(training: Training, manifest: dict[str, Any] | None) -> str:
 
 def checks(cfg: ExportLora, training: Training, manifest: dict[str, Any] | None) -> list[str]:
     """What will be checked, with which bounds, for the dry run."""
-    lines = [f"check: reload from disk, compare logits with base + adapter on {cfg.num_check_prompts} conversations of "
+    trained = "the trained weights" if training.finetuning_type == "full" else "base + adapter"
+    lines = [f"check: reload from disk, compare logits with {trained} on {cfg.num_check_prompts} conversations of "
              "the run's validation (else training) file"]  # fmt: skip
     if cfg.mode == "adapter":
         return [*lines, "bound: equal to the last bit; exit 4 otherwise, or where the adapter is zero or not finite"]
     mean = f"{cfg.max_logit_diff:g}" if cfg.max_logit_diff else \
         ", ".join(f"{name} {BOUNDS[name][0]:g}" for name in BOUNDS) + " standard deviations of the logits"  # fmt: skip
     top1 = f"{cfg.min_top1:g}" if cfg.min_top1 is not None else ", ".join(f"{n} {BOUNDS[n][1]:g}" for n in BOUNDS)
-    lines += [f"bound: mean |logit difference| at most {mean}; top-1 agreement at least {top1}",
-              "exit 4 too where the merged model is the base, holds not what the adapter changes, or is not finite"]
+    lines += [f"bound: mean |logit difference| at most {mean}; top-1 agreement at least {top1}"]
+    if training.finetuning_type == "full":
+        return lines
+    lines += ["exit 4 too where the merged model is the base, holds not what the adapter changes, or is not finite"]
     if quantization_of(training, manifest) != "none":
         lines.append(f"4-bit run, merge_base {cfg.merge_base}: "
                      + ("the dequantised and the unquantised base are both merged and measured, the nearer is kept"
                         if cfg.merge_base == "auto" else f"merged into the {cfg.merge_base} base"))  # fmt: skip
     return lines
+
+
+def no_adapter(cfg: ExportLora, training: Training) -> list[str]:
+    """The fault where an adapter is asked of a run that trained every weight."""
+    if training.finetuning_type == "lora" or cfg.mode == "merged":
+        return []
+    return [f"export.mode: adapter, but {shown(cfg.run)} trains every weight (finetuning_type: full); "
+            "--set export.mode=merged writes the whole model in export.dtype, with the serving template"]  # fmt: skip
 
 
 def faults_of_place(cfg: ExportLora) -> list[str]:

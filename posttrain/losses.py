@@ -2,7 +2,7 @@
 Losses over token log-probabilities that never hold batch x length x vocabulary.
 
 With Qwen's vocabulary of 151,936 one row of 2,048 tokens has 1.2 GB of float32 logits, and a plain loss keeps several
-copies. Here the head is applied to the positions that are scored, a chunk at a time.
+copies. Here the head is applied to the positions that are scored, a block of the vocabulary at a time.
 """
 
 import types
@@ -15,73 +15,97 @@ from torch import Tensor, nn
 from posttrain.chat import IGNORED
 from posttrain.errors import UserFault
 
-CHUNK_BYTES = 128 * 2**20  # float32 logits alive at a time; larger was not faster on a CPU, smaller was slower
+# float32 logits alive at a time. On a processor they stay in its cache; a card wants few, large kernels.
+BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
 
 
-class _ChunkedLogps(torch.autograd.Function):
-    """log softmax(hidden @ weight.T)[label] per row.
+class _TokenLogps(torch.autograd.Function):
+    """log softmax(hidden @ weight.T)[label] per row, over blocks of the vocabulary.
 
-    With a frozen head (LoRA) the slope of each row with respect to its hidden state is taken while its logits are
-    there: the backward pass only scales it, so the head costs two matrix products instead of three. Where the head is
-    trained too, the logits are computed again in the backward pass.
+    The largest logit so far and the sum of exponentials to it are carried from block to block and rescaled when a
+    larger logit turns up (online softmax: Milakov and Gimelshein 2018, arXiv 1805.02867, algorithm 3).
+
+    With a frozen head (LoRA) the slope of each log-probability with respect to its hidden state is carried along, as
+    flash attention carries its output: the backward pass only scales it, so the head costs two matrix products instead
+    of three. Where the head is trained too, the logits are computed again in the backward pass.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
-        ctx.chunk, ctx.frozen = chunk, not ctx.needs_input_grad[1]
-        logps, logsumexps, slopes = [], [], []
-        for rows, targets in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-            logits = (rows @ weight.T).float()
-            logsumexp = logits.logsumexp(-1)
-            logps.append(logits.gather(1, targets[:, None])[:, 0] - logsumexp)
-            logsumexps.append(logsumexp)
-            if ctx.frozen and ctx.needs_input_grad[0]:
-                slopes.append(_slope(logits, logsumexp, targets, weight) @ weight)
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, block: int) -> Tensor:
+        count, dtype = len(hidden), hidden.dtype
+        ctx.block, ctx.frozen = block, not ctx.needs_input_grad[1]
+        sloped = ctx.frozen and ctx.needs_input_grad[0]
+        top = torch.full((count, 1), -torch.inf, device=hidden.device)
+        others, label_logit = torch.zeros_like(top), torch.zeros_like(top)
+        slope = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if sloped else None
+        buffer = torch.empty(count * block, dtype=dtype, device=hidden.device)
+        for start in range(0, len(weight), block):
+            part = weight[start : start + block].to(dtype)
+            logits = buffer[: count * len(part)].view(count, len(part))
+            logits = torch.mm(hidden, part.T, out=logits).float()
+            here, column = _labels_of(labels, start, len(part))
+            label_logit += torch.where(here, logits.gather(1, column), 0.0)
+            larger = torch.maximum(top, logits.amax(1, keepdim=True))
+            shrink, top = torch.exp(top - larger), larger
+            # Without the label's own term, so that nothing cancels where its probability is nearly 1.
+            logits.sub_(top).exp_().scatter_(1, column, logits.gather(1, column).masked_fill_(here, 0.0))
+            others.mul_(shrink).add_(logits.sum(1, keepdim=True))
+            if sloped:
+                slope.mul_(shrink)
+                slope = slope.addmm_(logits, part) if dtype == torch.float32 else slope.add_(logits.to(dtype) @ part)
+        total = others + torch.exp(label_logit - top)
+        logps = (label_logit - top - total.log())[:, 0]
+        if sloped:  # d logp / d hidden = (1 - p) weight[label] - sum over the others of p weight
+            slope.neg_().add_(weight[labels].to(dtype) * others).div_(total)
         if ctx.frozen:
-            ctx.save_for_backward(*([torch.cat(slopes)] if slopes else []))
+            ctx.save_for_backward(*([slope.to(dtype)] if sloped else []))
         else:
-            ctx.save_for_backward(hidden, weight, labels, torch.cat(logsumexps))
-        return torch.cat(logps)
+            ctx.save_for_backward(hidden, weight, labels, top + total.log())
+        return logps
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         if ctx.frozen:
-            (slopes,) = ctx.saved_tensors
-            return (slopes * grad[:, None]).to(slopes.dtype), None, None, None
-        hidden, weight, labels, logsumexps = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for start in range(0, len(labels), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            logits = (hidden[part] @ weight.T).float()
-            slope = _slope(logits, logsumexps[part], labels[part], weight) * grad[part, None].to(weight.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = (slope @ weight).to(hidden.dtype)
-            grad_weight += (slope.T @ hidden[part].to(weight.dtype)).float()
-        return grad_hidden, grad_weight.to(weight.dtype), None, None
+            (slope,) = ctx.saved_tensors
+            return (slope * grad[:, None]).to(slope.dtype), None, None, None
+        hidden, weight, labels, logsumexp = ctx.saved_tensors
+        grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+        grad_weight = torch.empty_like(weight)
+        for start in range(0, len(weight), ctx.block):
+            part = weight[start : start + ctx.block].to(hidden.dtype)
+            here, column = _labels_of(labels, start, len(part))
+            slope = (hidden @ part.T).float().sub_(logsumexp).exp_().neg_()
+            slope = slope.scatter_add_(1, column, here.float()).mul_(grad[:, None]).to(hidden.dtype)
+            grad_hidden += slope @ part
+            grad_weight[start : start + ctx.block] = slope.T @ hidden
+        return grad_hidden.to(hidden.dtype) if ctx.needs_input_grad[0] else None, grad_weight, None, None
 
 
-def _slope(logits: Tensor, logsumexp: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-    """d log-probability / d logits = onehot(target) - softmax, in place of the logits."""
-    slope = logits.sub_(logsumexp[:, None]).exp_().neg_()
-    return slope.scatter_add_(1, targets[:, None], torch.ones_like(slope[:, :1])).to(weight.dtype)
+def _labels_of(labels: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
+    """(whether each row's label lies in this block of the vocabulary, its column there or 0), each (rows, 1)."""
+    column = labels[:, None] - start
+    here = (column >= 0) & (column < width)
+    return here, torch.where(here, column, 0)
 
 
-def token_logps(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
+def token_logps(hidden: Tensor, weight: Tensor, labels: Tensor, block: int | None = None) -> Tensor:
     """Log-probability of each label.
 
     hidden: (batch, length, width), the last hidden state at the position that predicts the label.
     weight: (vocabulary, width) of the output head.
     labels: (batch, length), IGNORED where nothing is scored.
+    block: columns of the vocabulary at a time; None takes as many as BLOCK_BYTES of float32 logits hold.
     Returns (batch, length) float32, 0 where the label is IGNORED.
     """
     scored = labels != IGNORED
     out = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
-    chunk = chunk or max(16, CHUNK_BYTES // (4 * weight.shape[0]))
-    rows = hidden[scored]
-    if torch.is_autocast_enabled(rows.device.type):
-        rows = rows.to(torch.get_autocast_dtype(rows.device.type))
-    return out.masked_scatter(scored, _ChunkedLogps.apply(rows.to(weight.dtype), weight, labels[scored], chunk))
+    rows, device = hidden[scored], hidden.device.type
+    autocast = torch.is_autocast_enabled(device)
+    rows = rows.to(torch.get_autocast_dtype(device) if autocast else weight.dtype)
+    if block is None:  # a multiple of 256: matrix products of odd widths are a third slower
+        block = max(256, BLOCK_BYTES.get(device, 2**27) // (4 * max(1, len(rows))) // 256 * 256)
+    with torch.autocast(device, enabled=False):
+        return out.masked_scatter(scored, _TokenLogps.apply(rows, weight, labels[scored], block))
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -94,7 +118,13 @@ def _logps_forward(self, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
     """A causal LM's forward that returns log-probabilities of the labels instead of logits."""
     given = {name: value for name, value in inputs.items() if value is not None}  # PEFT passes what nobody gave as None
     hidden = self.get_decoder()(**given | {"use_cache": False}).last_hidden_state
-    return {"logps": token_logps(hidden[:, :-1], self.get_output_embeddings().weight, labels[:, 1:])}
+    return {"logps": self.get_output_embeddings()(hidden[:, :-1], labels[:, 1:])}
+
+
+def _head_forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+    """An output head that scores labels where they are given. It is called as a module, so that what FSDP2 and ZeRO-3
+    hang on modules gathers its weight first, in the forward and in the backward pass."""
+    return F.linear(hidden, self.weight, self.bias) if labels is None else token_logps(hidden, self.weight, labels)
 
 
 def return_logps(model: nn.Module) -> None:
@@ -107,6 +137,7 @@ def return_logps(model: nn.Module) -> None:
     if hasattr(head, "lora_A"):
         raise UserFault("lora.target_modules: no adapter on lm_head; the losses read its weight directly")
     inner.forward = types.MethodType(_logps_forward, inner)
+    head.forward = types.MethodType(_head_forward, head)
 
 
 # ------------------------------------------------------------------ preference losses

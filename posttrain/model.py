@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
-from posttrain import blocks, chat, hub, runs, templates
+from posttrain import blocks, chat, families, hub, runs, templates
 from posttrain.config import in_project, shown
 from posttrain.errors import UserFault
 
@@ -54,8 +54,8 @@ def on_disk(name: str, model: blocks.Model) -> tuple[Path | None, str]:
     """(directory, "") of a base that is complete on disk, or (None, why not). Asks no network."""
     local = in_project(Path(name))
     if local.is_dir():
-        lacking = missing_files(local)
-        return (local, "") if not lacking else (None, f"{name}: the directory lacks {', '.join(lacking)}")
+        why = _no_whole_model(local)
+        return (local, "") if not why else (None, f"{name}: {why}")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         return None, f"{name}: no such directory, and not a hub id (organisation/name)"
     found = hub.find_cached_base(name, model.revision, model.hub)
@@ -63,6 +63,19 @@ def on_disk(name: str, model: blocks.Model) -> tuple[Path | None, str]:
         return None, f"{name}: not in the {model.hub} cache, or not whole there"
     lacking = missing_files(found)
     return (found, "") if not lacking else (None, f"{name}: its download is not complete (lacks {', '.join(lacking)})")
+
+
+def _no_whole_model(directory: Path) -> str:
+    """Why a directory is not a whole model; "" if it is one: a published base, a run with finetuning_type full, or an
+    export with merged weights."""
+    manifest, status = (runs.read_json(directory / f"{name}.json") for name in ("manifest", "status"))
+    if status and not manifest:
+        return f"an unfinished run ({status.get('stage')}, {status.get('state')}); run its stage to the end"
+    lacking = missing_files(directory)
+    if lacking and (directory / "adapter_config.json").is_file():
+        return ("an adapter, not a whole model; continue it with sft_run (of train_sft: cpt_run), or merge it first: "
+                "python -m scripts.export_lora --config <its YAML> --set export.mode=merged")  # fmt: skip
+    return f"the directory lacks {', '.join(lacking)}" if lacking else ""
 
 
 def is_hub_id(name: str) -> bool:
@@ -152,6 +165,7 @@ def attention(asked: str) -> str:
 
 def read_tokenizer(path: Path, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a directory as it is there. UserFault if it cannot be read."""
+    families.check_remote_code(path, trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # json, tokenizers and transformers each raise their own for a damaged file
@@ -169,7 +183,11 @@ def tokenizer_sha(path: Path) -> str:
 def load_tokenizer(path: Path, chat_template: str = "auto", trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a base or of a run, with the training template locked in and a padding token set."""
     tokenizer = read_tokenizer(path, trust_remote_code)
-    template = templates.choose_template(tokenizer, chat_template)
+    return locked(tokenizer, templates.choose_template(tokenizer, chat_template))
+
+
+def locked(tokenizer: Tokenizer, template: templates.Template) -> Tokenizer:
+    """The same tokenizer with a training template locked in and a padding token set."""
     chat.lock_template(tokenizer, template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = "<|endoftext|>" if "<|endoftext|>" in tokenizer.get_vocab() else tokenizer.eos_token
@@ -178,8 +196,10 @@ def load_tokenizer(path: Path, chat_template: str = "auto", trust_remote_code: b
 
 
 def load_base(path: Path, precision: str = "auto", quantization: str = "none", double_quant: bool = True,
-              attn_implementation: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:  # fmt: skip
-    """The frozen base on this process's device, in eval mode. 4-bit by bitsandbytes where asked."""
+              attn_implementation: str = "auto", trust_remote_code: bool = False,
+              whole: bool = True) -> PreTrainedModel:  # fmt: skip
+    """The frozen base on this process's device, in eval mode. 4-bit by bitsandbytes where asked. Where it is not to be
+    `whole` there it stays in the machine's memory, from which FSDP2 and ZeRO-3 take each process's share."""
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     dtype, where = dtype_of(precision), device()
@@ -189,7 +209,7 @@ def load_base(path: Path, precision: str = "auto", quantization: str = "none", d
             load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_use_double_quant=double_quant,
             bnb_4bit_compute_dtype=dtype,
         )  # fmt: skip
-    if where.type == "cuda" or quantization != "none":
+    if (where.type == "cuda" and whole) or quantization != "none":
         arguments["device_map"] = {"": where}
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -199,40 +219,39 @@ def load_base(path: Path, precision: str = "auto", quantization: str = "none", d
         raise
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise UserFault(f"model.base: {shown(path)} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if getattr(model.config, "final_logit_softcapping", None):
-        raise UserFault(f"model.base: {shown(path)} caps its logits (final_logit_softcapping), which the chunked "
-                        "losses here do not; choose a Qwen, Llama, Mistral or InternLM base")  # fmt: skip
-    return model.eval()
-
-
-def check_targets(model: nn.Module, lora: blocks.Lora) -> None:
-    """UserFault for a target module that this architecture does not have, or that the losses do not allow."""
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    linear.discard("lm_head")  # the losses read the head's weight directly: an adapter on it would do nothing
-    unknown = [name for name in lora.target_modules if name not in linear]
-    if unknown:
-        raise UserFault(f"lora.target_modules: {', '.join(unknown)} cannot have an adapter in {type(model).__name__}\n"
-                        f"  choose from: {', '.join(sorted(linear))}")  # fmt: skip
+    families.check_head(model, path)
+    model.eval()
+    if whole and quantization == "none":  # 4-bit weights on a CPU are repacked by a forward pass (release_4bit)
+        families.check_logits(model, path)
+    return model
 
 
 def skeleton(path: Path, trust_remote_code: bool = False) -> nn.Module:
-    """The model of a directory without its weights, for checks that need only its layers."""
+    """The model of a directory without its weights, for checks that need only its layers. UserFault for a base that
+    cannot be trained here."""
+    families.check_remote_code(path, trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserFault(f"model.base: {shown(path)}: its config.json cannot be used "
-                        f"({str(error).splitlines()[0]})") from error  # fmt: skip
+            bare = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a model's own Python raises what it likes
+        if not (trust_remote_code or isinstance(error, OSError | ValueError | KeyError)):
+            raise
+        of_its_own = " by the Python that it brings" if trust_remote_code else ""
+        raise UserFault(f"model.base: {shown(path)}: its config.json cannot be used{of_its_own} "
+                        f"({type(error).__name__}: {str(error).splitlines()[0]})\n  choose {families.GOOD}"
+                        ) from error  # fmt: skip
+    families.check_head(bare, path)
+    return bare
 
 
 def new_adapter(model: PreTrainedModel, lora: blocks.Lora):
     """A fresh LoRA adapter on the base. UserFault if a target module is not in this architecture."""
     from peft import LoraConfig, get_peft_model
 
-    check_targets(model, lora)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias=lora.bias,
-                        target_modules=list(lora.target_modules), task_type="CAUSAL_LM")  # fmt: skip
+                        target_modules=families.target_modules(model, lora), use_rslora=lora.use_rslora,
+                        use_dora=lora.use_dora, task_type="CAUSAL_LM")  # fmt: skip
     return get_peft_model(model, config)
 
 
@@ -260,7 +279,9 @@ def release_4bit(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What an adapter directory says of itself. `manifest` is None for an adapter that this project did not train."""
+    """What an adapter directory says of itself. `manifest` is None for an adapter that this project did not train.
+
+    whole: not an adapter but a whole model; its base is then the one below all whole models that it was trained on."""
 
     dir: Path
     base_id: str
@@ -270,11 +291,48 @@ class AdapterFacts:
     double_quant: bool
     template_sha: str | None
     manifest: dict[str, Any] | None
+    whole: bool = False
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The trained weights as an input of a manifest."""
+        if self.whole:
+            return {"path": shown(self.dir), "fingerprint": runs.fingerprint(self.dir)}
+        return runs.describe_file(self.dir / "adapter_model.safetensors")
+
+
+def run_facts(directory: Path) -> AdapterFacts:
+    """The facts of an adapter, or of a whole model that a run or an export made. UserFault if it is neither."""
+    manifest = runs.read_json(directory / "manifest.json")
+    if not is_whole(manifest):
+        return adapter_facts(directory)
+    base = root_base(manifest)
+    path, quantization = in_project(Path(base["path"])), manifest.get("quantization") or {}
+    found = path if path.is_dir() else on_disk(base["id"], blocks.Model(base=base["id"]))[0]
+    return AdapterFacts(directory, base["id"], found, base["fingerprint"], "none",
+                        quantization.get("double_quant", True), manifest["template"]["sha256"], manifest,
+                        whole=True)  # fmt: skip
+
+
+def is_whole(manifest: dict[str, Any] | None) -> bool:
+    """Whether a manifest is of a whole model that stands on a base: trained with finetuning_type full, or merged."""
+    return isinstance(manifest, dict) and manifest.get("kind") == "model" and "base" in manifest
+
+
+def root_base(manifest: dict[str, Any]) -> dict[str, str]:
+    """The base below whole models that were trained one on the other: {id, path, fingerprint}."""
+    base = manifest["base"]
+    while is_whole(below := runs.read_json(in_project(Path(base["path"])) / "manifest.json")):
+        base = below["base"]
+    return base
 
 
 def adapter_facts(adapter_dir: Path) -> AdapterFacts:
     """Read a run's manifest, or PEFT's own config for a foreign adapter. UserFault if it is neither."""
     settings = runs.read_json(adapter_dir / "adapter_config.json")
+    if settings is None and is_whole(runs.read_json(adapter_dir / "manifest.json")):
+        raise UserFault(f"{shown(adapter_dir)}: a whole model, not an adapter; go on from it with "
+                        f"model.base={shown(adapter_dir)} and sft_run=null (of train_sft: cpt_run=null)")  # fmt: skip
     if settings is None:
         raise UserFault(f"{shown(adapter_dir)}: no adapter there (adapter_config.json is missing); run the training "
                         "that makes it to its end, or name another directory")  # fmt: skip

@@ -8,12 +8,13 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from posttrain.config import ROOT, Loaded, leaves, read_yaml, shown
-from posttrain.errors import PosttrainError, UserFault
+from posttrain.errors import CheckFailed, PosttrainError, UserFault, WontFit
 from posttrain.stages import STAGES, TRAINING_STAGES, StageConfig
 
-SECTIONS = ("inputs", "data", "sampling", "schedule", "example", "memory", "writes", "notes")
+SECTIONS = ("inputs", "data", "sampling", "schedule", "example", "memory", "writes", "advice", "notes")
 
 
 @dataclass
@@ -25,9 +26,11 @@ class Plan:
     dry_run: bool
     facts: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in SECTIONS})
     faults: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     too_big: list[str] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
     makes: list[Path] = field(default_factory=list)
+    sizing: Any = None  # of a training stage: what --suggest stands on (posttrain/sizing.py)
 
     @property
     def config(self) -> StageConfig:
@@ -70,9 +73,15 @@ class Plan:
             need, have = size_bytes / 2**30, free / 2**30
             self.too_big.append(f"disk: {shown(path)} needs about {need:.1f} GiB, {have:.1f} GiB are free there")
 
+    def in_the_way(self, error: PosttrainError) -> None:
+        """Take what a check raised: faults are the user's to mend (2), failed checks are not (4), too big is 3."""
+        kinds = {CheckFailed.exit_code: self.failed, WontFit.exit_code: self.too_big}
+        found = kinds.get(error.exit_code, self.faults)
+        found += [str(error)] if str(error) not in found else []
+
     def raise_faults(self) -> None:
         """End the stage if something is in the way. All faults in one message."""
-        faults = self.faults + self.too_big
+        faults = self.faults + self.failed + self.too_big
         if faults:
             kind = UserFault if self.faults else PosttrainError
             error = kind(f"{len(faults)} in the way\n" + "\n".join(f"  - {f}" for f in faults))
@@ -81,7 +90,7 @@ class Plan:
 
     @property
     def exit_code(self) -> int:
-        return 2 if self.faults else 3 if self.too_big else 0
+        return 2 if self.faults else 4 if self.failed else 3 if self.too_big else 0
 
     def render(self) -> str:
         """The whole plan as text."""
@@ -102,10 +111,11 @@ class Plan:
         if self.pending:
             lines += ["", "pending (not there yet; nothing is downloaded or made by a dry run)"]
             lines += [f"  - {item}" for item in self.pending]
-        if self.faults or self.too_big:
-            lines += ["", f"in the way ({len(self.faults + self.too_big)})"]
-            lines += [f"  - {item}" for item in self.faults + self.too_big]
-        verdict = {0: "would work", 2: "cannot work as it stands (exit 2)", 3: "does not fit (exit 3)"}[self.exit_code]
+        if self.exit_code:
+            items = self.faults + self.failed + self.too_big
+            lines += ["", f"in the way ({len(items)})", *(f"  - {item}" for item in items)]
+        verdict = {0: "would work", 2: "cannot work as it stands (exit 2)", 3: "does not fit (exit 3)",
+                   4: "a check failed (exit 4)"}[self.exit_code]  # fmt: skip
         if not self.exit_code and self.pending:
             verdict = "would work once the pending inputs are there"
         return "\n".join([*lines, "", f"verdict: {verdict}"])
@@ -131,7 +141,8 @@ def who_makes(path: Path, config_dir: Path, not_stage: str) -> str | None:
     configs/), or None. Of several, the one with the deepest directory: make_demo's holds those of all the others."""
     for directory in dict.fromkeys((config_dir, ROOT / "configs")):
         makers = {}
-        for file in sorted(directory.glob("*.yaml")):
+        recipes = (directory / "recipes").glob("*.yaml")  # plain_text.yaml: what train_cpt reads
+        for file in sorted([*directory.glob("*.yaml"), *recipes]):
             stage = stage_of(file)
             if not stage or stage == not_stage:
                 continue
@@ -149,7 +160,8 @@ def who_makes(path: Path, config_dir: Path, not_stage: str) -> str | None:
 def stage_of(file: Path) -> str | None:
     """Which stage a YAML belongs to, by its name: data.yaml, sft*.yaml, orpo*.yaml, dpo*.yaml, eval*.yaml ..."""
     by_name = {
-        "data": "prepare_data", "sft": "train_sft", "orpo": "train_orpo", "dpo": "train_dpo", "eval": "eval_harness",
+        "data": "prepare_data", "plain_text": "prepare_data", "cpt": "train_cpt", "sft": "train_sft",
+        "orpo": "train_orpo", "dpo": "train_dpo", "eval": "eval_harness",
         "compare": "infer_compare", "report": "report", "make_demo": "make_demo", "fetch": "fetch",
     }  # fmt: skip
     marked = TRAINING_STAGES.get(file.stem)

@@ -8,16 +8,20 @@ losses by tests/test_preference.py.
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from posttrain import losses, model, runs
 from posttrain.blocks import PreferenceTraining
-from posttrain.chat import IGNORED
+from posttrain.chat import IGNORED, pair_length
+from posttrain.errors import CheckFailed
 from posttrain.stages import TrainDpo, TrainOrpo
 
 
@@ -34,6 +38,9 @@ class PairCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         sides = [(r["prompt_ids"], r["chosen_ids"], self.score_prompts) for r in rows]
         sides += [(r["prompt_ids"], r["rejected_ids"], False) for r in rows]
+        if not all(answer for _, answer, _ in sides):
+            raise CheckFailed("a pair of this batch has an answer without tokens: there is nothing to learn from it, "
+                              "and its mean log-probability is not a number")  # fmt: skip
         width = max(len(prompt) + len(answer) for prompt, answer, _ in sides)
         ids = torch.full((len(sides), width), self.pad)
         labels = torch.full((len(sides), width), IGNORED)
@@ -75,7 +82,7 @@ class PreferenceTrainer(Trainer):
         self.cfg = cfg
         self.model_accepts_loss_kwargs = True  # the loss is already divided by the step's items: do not divide again
         self.sums: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
-        self.num_tokens = 0
+        self.num_tokens = self.num_cells = 0  # cells: tokens and padding
         losses.return_logps(self.model)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
@@ -148,13 +155,14 @@ class PreferenceTrainer(Trainer):
             sums[key] = sums.get(key, 0.0) + float(values.sum())
         if mode == "train":
             self.num_tokens += int(inputs["attention_mask"].sum())
+            self.num_cells += inputs["attention_mask"].numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode, prefix = ("eval", "eval_") if "eval_loss" in logs else ("train", "")
         sums = self.sums[mode]
         if sums.get("pairs") and "train_runtime" not in logs:
             logs |= {prefix + k: round(v / sums["pairs"], 6) for k, v in sums.items() if k != "pairs"}
-            logs |= {"num_tokens": self.num_tokens} if mode == "train" else {}
+            logs |= {"num_tokens": self.num_tokens, "num_cells": self.num_cells} if mode == "train" else {}
             self.sums[mode] = {}
         super().log(logs, start_time)
 
@@ -162,30 +170,51 @@ class PreferenceTrainer(Trainer):
 # ------------------------------------------------------------------ the reference of DPO
 
 
-def add_reference(cfg: TrainDpo, lm, tokenizer, rows: list[dict], batch_size: int, store: Path) -> None:
-    """Put ref_chosen and ref_rejected (summed answer log-probabilities of the SFT model) into every row.
+@dataclass
+class Referenced:
+    """Rows with ref_chosen and ref_rejected, put in as a row is asked for: the rows themselves stay where they lie."""
+
+    rows: Sequence[dict[str, Any]]
+    logps: list[tuple[float, float]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        chosen, rejected = self.logps[index]
+        return {**self.rows[index], "ref_chosen": chosen, "ref_rejected": rejected}
+
+
+def add_reference(cfg: TrainDpo, lm, tokenizer, rows: Sequence[dict], batch_size: int, store: Path) -> Referenced:
+    """The rows with ref_chosen and ref_rejected, the summed answer log-probabilities of the model before training.
 
     Taken once, before the first step, when the policy still is the reference: one pass instead of one per epoch, and no
     second set of weights. Kept in `store`, so that a resumed run has the very same reference. With reference_free: 0;
     with ld_alpha: weighted as the policy's.
     """
     if cfg.reference_free:
-        for row in rows:
-            row["ref_chosen"] = row["ref_rejected"] = 0.0
-        return
-    content = hashlib.sha256(json.dumps([cfg.ld_alpha, rows]).encode()).hexdigest()
+        return Referenced(rows, [(0.0, 0.0)] * len(rows))
+    content = _content(cfg, rows)
     stored = runs.read_json(store)
     if stored is None or stored["content"] != content:
         stored = {"content": content, "logps": _reference_logps(cfg, lm, tokenizer, rows, batch_size)}
         if runs.main_process():
             store.parent.mkdir(parents=True, exist_ok=True)
             runs.write_json(store, stored)
-    for row, (chosen, rejected) in zip(rows, stored["logps"], strict=True):
-        row["ref_chosen"], row["ref_rejected"] = chosen, rejected
+    return Referenced(rows, stored["logps"])
+
+
+def _content(cfg: TrainDpo, rows: Sequence[dict]) -> str:
+    """SHA-256 of what a reference is taken on."""
+    digest = hashlib.sha256(json.dumps(cfg.ld_alpha).encode())
+    for row in rows:
+        parts = [row[part] for part in ("prompt_ids", "chosen_ids", "rejected_ids")]
+        digest.update(np.array([len(part) for part in parts] + [i for part in parts for i in part], np.int32).tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
-def _reference_logps(cfg: TrainDpo, lm, tokenizer, rows: list[dict], batch_size: int) -> list[tuple[float, float]]:
+def _reference_logps(cfg: TrainDpo, lm, tokenizer, rows: Sequence[dict], batch_size: int) -> list[tuple[float, float]]:
     from tqdm import tqdm
 
     collate, where = PairCollator(tokenizer, False), model.device()
@@ -195,8 +224,10 @@ def _reference_logps(cfg: TrainDpo, lm, tokenizer, rows: list[dict], batch_size:
     inner = losses.causal_lm(lm)
     plain_forward = inner.forward
     losses.return_logps(lm)
-    autocast = torch.autocast(where.type, inner.dtype, enabled=inner.dtype != torch.float32)
-    by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]["prompt_ids"]) - len(rows[i]["chosen_ids"]))
+    dtype = model.dtype_of(cfg.trainer.precision)  # of the policy's steps; the weights may be wider (full fine-tuning)
+    autocast = torch.autocast(where.type, dtype, enabled=dtype != torch.float32)
+    lengths = [pair_length(row) for row in rows]
+    by_length = sorted(range(len(rows)), key=lambda i: -lengths[i])
     logps: list[Any] = [None] * len(rows)
     for start in tqdm(range(0, len(rows), batch_size), "reference", disable=None if runs.main_process() else True):
         some = by_length[start : start + batch_size]

@@ -2,11 +2,12 @@
 
 from collections import Counter
 
-from posttrain import chat
-from posttrain.blocks import PreferenceTraining
+from posttrain import chat, documents
+from posttrain.blocks import PreferenceTraining, Training
 from posttrain.errors import UserFault
+from posttrain.replay import Replayed, draw_replay, mark
 from posttrain.schedule import draw, draw_chinese_share, hold_out
-from posttrain.stages import TrainSft
+from posttrain.stages import TrainCpt, TrainSft
 from posttrain.training import Start
 from posttrain.training_data import Records, Rows
 
@@ -22,18 +23,23 @@ def sft_rows(cfg: TrainSft, start: Start, records: Records) -> Rows:
     encoded = chat.encode_chats(start.tokenizer, train, length, start.loss_on, rule)
     encoded_val = chat.encode_chats(start.tokenizer, val, length, start.loss_on, rule)
     _check_validation(encoded, val, encoded_val)
-    tokens = sum(len(row["input_ids"]) for row in encoded.rows)
-    trained = sum(label != chat.IGNORED for row in encoded.rows for label in row["labels"])
-    rows = pack(encoded.rows, length) if cfg.trainer.packing else encoded.rows
+    replayed = draw_replay(cfg, start, records, encoded.rows) if cfg.replay else Replayed()
+    if cfg.kl_to_base and cfg.kl_to_base.on == "auto" and replayed.trained:
+        mark(encoded.rows, replayed.trained)
+    rows = [*encoded.rows, *replayed.trained]
+    conversations, notes = len(rows), notes + replayed.notes
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    trained = sum(label != chat.IGNORED for row in rows for label in row["labels"])
+    rows = pack(rows, length) if cfg.trainer.packing else rows
     if cfg.trainer.packing and rows:
-        notes.append(f"packed {len(encoded.rows)} conversations into {len(rows)} rows of {length} tokens, "
+        notes.append(f"packed {conversations} conversations into {len(rows)} rows of {length} tokens, "
                      f"{tokens / (len(rows) * length):.1%} full")  # fmt: skip
     if start.loss_on != cfg.loss_on:
         notes.append(f"loss_on: {start.loss_on} instead of {cfg.loss_on}, because the template shows earlier answers "
                      "otherwise than it asks for them")  # fmt: skip
-    dropped = records.dropped + encoded.dropped + encoded_val.dropped
+    dropped = records.dropped + encoded.dropped + encoded_val.dropped + replayed.dropped
     return Rows(rows, encoded_val.rows, fates + encoded.fates, records.val_fates + encoded_val.fates, dropped, tokens,
-                trained, notes)  # fmt: skip
+                trained, notes, replayed.facts, replayed.fisher)  # fmt: skip
 
 
 def pack(rows: list[dict], length: int) -> list[dict]:
@@ -48,6 +54,31 @@ def pack(rows: list[dict], length: int) -> list[dict]:
     dataset = Dataset.from_list(rows)
     # One pass over everything: TRL packs batch by batch, and the last row of each batch stays half empty.
     return pack_dataset(dataset, length, "bfd", {"batch_size": len(rows), "keep_in_memory": True}).to_list()
+
+
+def text_rows(cfg: TrainCpt, start: Start, records: Records) -> Rows:
+    """Documents to rows {"input_ids", "labels"[, "seq_lengths"]}: each ends with the end-of-text token, a long one is
+    cut into pieces, and pieces are packed as conversations are: attention and positions stay inside each of them."""
+    train, val, fates, notes = _split(cfg, records)
+    length = cfg.trainer.max_length
+    pieces, pieces_val = (
+        [documents.pieces(ids, length) for ids in documents.document_ids(start.tokenizer, [r["text"] for r in some])]
+        for some in (train, val)
+    )
+    cut = [len(one) for one in pieces if len(one) > 1]
+    fates += Counter({"kept": len(pieces) - len(cut), "kept_in_pieces": len(cut)})
+    if cut:
+        notes.append(f"{len(cut)} documents are longer than {length} tokens: cut into {sum(cut)} pieces, none is lost")
+    rows, val_rows = ([piece for one in some for piece in one] for some in (pieces, pieces_val))
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    trained = tokens - len(rows)  # the first of each piece is context
+    count, end = len(rows), documents.end_of_text(start.tokenizer)
+    rows = pack(rows, length) if cfg.trainer.packing else rows
+    if cfg.trainer.packing and rows:
+        notes.append(f"packed {count} pieces, each document ended by {end}, into {len(rows)} rows of {length} tokens,"
+                     f" {tokens / (len(rows) * length):.1%} full")  # fmt: skip
+    val_fates = records.val_fates + Counter({"kept": len(val)})
+    return Rows(rows, val_rows, +fates, val_fates, records.dropped, tokens, trained, notes)
 
 
 def preference_rows(cfg: PreferenceTraining, start: Start, records: Records) -> Rows:
@@ -70,7 +101,7 @@ def preference_rows(cfg: PreferenceTraining, start: Start, records: Records) -> 
                 [sentence, *notes])  # fmt: skip
 
 
-def _split(cfg: TrainSft | PreferenceTraining, records: Records) -> tuple[list[dict], list[dict], Counter, list[str]]:
+def _split(cfg: Training, records: Records) -> tuple[list[dict], list[dict], Counter, list[str]]:
     """(training records, validation records, fates of the others, notes): the validation files, or a held-out share of
     the training records where there are none (or prepare_data had no record for them)."""
     seed, fates, notes = cfg.trainer.seed, Counter(records.fates), list(records.notes)

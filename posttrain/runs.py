@@ -30,9 +30,10 @@ from posttrain.records import count_lines
 
 # Keys that may differ between the two halves of one run: they change nothing in its result.
 NEUTRAL = (
-    "overwrite", "hardware", "tracking", "trainer.logging_steps", "trainer.save_minutes", "trainer.save_total_limit",
-    "trainer.dataloader_num_workers", "output_dir", "hub", "model.fallback", "model.hub",
-    "workers", "executor", "ray_address", "block_mib",
+    "overwrite", "hardware", "tracking", "show_tokens", "trainer.logging_steps", "trainer.save_minutes",
+    "trainer.save_total_limit", "trainer.dataloader_num_workers", "trainer.on_bad_step", "trainer.grad_norm_ratio",
+    "trainer.probe_longest", "price_per_hour", "output_dir", "hub", "model.fallback", "model.hub", "workers",
+    "executor", "ray_address", "block_mib",
 )  # fmt: skip
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "lm_eval", "tokenizers",
             "numpy")  # fmt: skip

@@ -100,7 +100,10 @@ def draw(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
 
 
 def question(record: dict) -> str:
-    """The last question of a record: what a pair is judged by, and what must not stand on both sides of a split."""
+    """The last question of a record: what a pair is judged by, and what must not stand on both sides of a split. Of
+    plain text the whole document."""
+    if "text" in record:
+        return record["text"]
     turns = record.get("prompt") or record["messages"]
     return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
 

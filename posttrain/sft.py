@@ -3,8 +3,28 @@
 import torch
 from trl import SFTTrainer
 
-from posttrain import losses
+from posttrain import kl, losses
 from posttrain.chat import IGNORED
+from posttrain.errors import CheckFailed
+from posttrain.ewc import EwcPenalty
+from posttrain.forgetting_blocks import KlToBase
+from posttrain.replay import HeldCollator
+
+
+class SomethingLearned:
+    """A collator whose batches have a trained token: without one the loss would be 0 or a NaN, and nobody would know.
+
+    Encoding drops rows without trained tokens, so such a batch is a fault of the rows. Raises CheckFailed."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, rows):
+        batch = self.collate(rows)
+        if not (batch["labels"][:, 1:] != IGNORED).any():
+            raise CheckFailed(f"a batch of {len(rows)} rows has no trained token; the first begins with the ids "
+                              f"{list(rows[0]['input_ids'][:16])}")  # fmt: skip
+        return batch
 
 
 class ChunkedSFTTrainer(SFTTrainer):
@@ -14,19 +34,36 @@ class ChunkedSFTTrainer(SFTTrainer):
     (bench/head.py, docs/LOG.md). Everything else, packing and collation included, is TRL's.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, kl_to_base: KlToBase | None = None, penalty: EwcPenalty | None = None, **kwargs):
+        """kl_to_base: hold the tokens that the collator marks (replay.HeldCollator), or all trained ones, to the base.
+        penalty: added to the loss once in each optimiser step."""
         super().__init__(*args, **kwargs)
-        losses.return_logps(self.model)
+        if kl_to_base:
+            kl.return_logps_and_kl(self.model, kl_to_base.direction)
+            self.data_collator = HeldCollator(self.data_collator)
+        else:
+            losses.return_logps(self.model)
+        self.data_collator = SomethingLearned(self.data_collator)
+        self.beta, self.penalty = kl_to_base.beta if kl_to_base else 0.0, penalty
+        self.held = {"kl_to_base": [], "ewc": []}  # since the last log line: nats per held token; the penalty
         self.eval_sums = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean negative log-likelihood over the trained tokens of the whole optimiser step, on all processes."""
-        logps = model(**inputs)["logps"]
+        outputs = model(**inputs)
+        logps = outputs["logps"]
         trained = (inputs["labels"][:, 1:] != IGNORED).sum()
         count = trained if num_items_in_batch is None else num_items_in_batch
         loss = -logps.sum() / count.clamp(min=1)
+        if "kl" in outputs:
+            loss = loss + self.beta * outputs["kl"].sum() / count.clamp(min=1)
+            self.held["kl_to_base"].append(outputs["kl"].detach().sum() / outputs["held"].clamp(min=1))
         if num_items_in_batch is not None:  # DDP averages gradients over processes, and the count is of all of them
             loss = loss * self.accelerator.num_processes
+        if self.penalty and self.model.training and self.accelerator.sync_gradients:  # once a step, on every process
+            penalty = self.penalty()
+            loss = loss + penalty
+            self.held["ewc"].append(penalty.detach())
         if self.model.training:
             tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else trained * 0 + logps.shape[1] + 1
             self._total_train_tokens += self.accelerator.gather_for_metrics(tokens).sum().item()
@@ -42,3 +79,9 @@ class ChunkedSFTTrainer(SFTTrainer):
         nll, count = self.accelerator.reduce(self.eval_sums, "sum").tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = nll / max(count, 1)
         return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: round(torch.stack(values).mean().item(), 6) for name, values in self.held.items() if values}
+            self.held = {name: [] for name in self.held}
+        super().log(logs, start_time)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class Records:
     val_fates: Counter
     dropped: list[dict[str, str]]
     notes: list[str]
+    replay: list[dict] = field(default_factory=list)
+    replay_fates: Counter = field(default_factory=Counter)
 
 
 def read_records(cfg: Training, kind: str, read) -> Records:
@@ -49,6 +51,8 @@ def read_records(cfg: Training, kind: str, read) -> Records:
             else:
                 out.fates[reason] += 1
                 out.dropped.append({"id": record["id"], "source": record["source"], "reason": reason})
+    if getattr(cfg, "replay", None):
+        _read_replay(cfg, kind, read, seen, validated, out)
     repairs = Counter(name for record in out.train for name in record["meta"].get("repairs", []))
     out.notes += [f"{count} records repaired: {name}" for name, count in repairs.items()]
     if out.fates["exact_duplicate"]:
@@ -58,8 +62,35 @@ def read_records(cfg: Training, kind: str, read) -> Records:
     return out
 
 
+def _read_replay(cfg: Training, kind: str, read, trained: set[str], validated: set[str], out: Records) -> None:
+    """The general records that a run may mix in: each once, and none that the training or validation files hold."""
+    seen, sources = set(), Counter()
+    for file in cfg.replay.files:
+        records, reasons, faults = read(file, kind, cfg.data.max_bad_rows)
+        out.replay_fates.update(reasons)
+        out.dropped += [{"reason": "unusable", "where": fault} for fault in faults]
+        for record in records:
+            content = _content(record)
+            sources[record["source"]] += 1
+            if cfg.replay.sources is not None and record["source"] not in cfg.replay.sources:
+                out.replay_fates["other_source"] += 1
+                continue
+            reason = ("in_validation" if content in validated else "in_training" if content in trained
+                      else "exact_duplicate" if content in seen else None)  # fmt: skip
+            seen.add(content)
+            if reason is None:
+                out.replay.append(record)
+            else:
+                out.replay_fates[reason] += 1
+                out.dropped.append({"id": record["id"], "source": record["source"], "reason": f"replay_{reason}"})
+    absent = [name for name in cfg.replay.sources or [] if not sources[name]]
+    if absent:
+        raise UserFault(f"replay.sources: no record of {', '.join(absent)} in the replay files\n  choose from: "
+                        + ", ".join(f"{name} ({count})" for name, count in sources.most_common(20)))  # fmt: skip
+
+
 def _content(record: dict) -> str:
-    return json.dumps([record.get(part) for part in ("messages", "prompt", "chosen", "rejected", "tools")])
+    return json.dumps([record.get(part) for part in ("messages", "prompt", "chosen", "rejected", "tools", "text")])
 
 
 @dataclass
@@ -74,13 +105,15 @@ class Rows:
     tokens: int
     trained_tokens: int
     notes: list[str]
+    replay: dict[str, Any] | None = None
+    fisher_rows: list[dict] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         """As they stand in a manifest."""
         return {
             "train_rows": len(self.train), "val_rows": len(self.val), "fates": dict(self.fates),
             "val_fates": dict(self.val_fates), "tokens": self.tokens, "trained_tokens": self.trained_tokens,
-            "notes": self.notes,
+            "notes": self.notes, **({"replay": self.replay} if self.replay else {}),
         }  # fmt: skip
 
 
@@ -91,6 +124,12 @@ def require_rows(rows: Rows) -> None:
         raise UserFault(f"no row is left to train on ({fates})\n  choose: a larger trainer.max_length, "
                         "data.on_too_long=truncate_left_turns, prefer_chinese_ratio=null (pairs), or other "
                         "data.train_files")  # fmt: skip
+
+
+def files_read(cfg: Training) -> list[Path]:
+    """The files that a run trains on: its own, and those it replays."""
+    replay = getattr(cfg, "replay", None)
+    return [*cfg.data.train_files, *(replay.files if replay else [])]
 
 
 def data_parents(files: list[Path], kind: str) -> dict[str, Path]:

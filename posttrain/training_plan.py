@@ -1,8 +1,26 @@
 """The plan of a training stage: inputs, rows and their fates, steps, memory, one row as it is trained."""
 
 from pathlib import Path
+from typing import Any
 
-from posttrain import arguments, chat, hub, model, rows, runs, training, training_data, training_forecast
+from posttrain import (
+    arguments,
+    ewc,
+    families,
+    hub,
+    launch,
+    model,
+    rows,
+    rows_cache,
+    rows_plan,
+    runs,
+    sizing,
+    slow_start,
+    tracking,
+    training,
+    training_data,
+    training_lint,
+)
 from posttrain.config import in_project, shown
 from posttrain.errors import PosttrainError, UserFault
 from posttrain.forecast import memory
@@ -13,42 +31,68 @@ from posttrain.schedule import Schedule, plan_steps
 def inputs(plan: Plan, kind: str) -> None:
     """Base, SFT run and data files: there, pending, or in the way."""
     cfg = plan.config
-    sft_run = getattr(cfg, "sft_run", None)
-    if sft_run:
-        if plan.need("SFT run", sft_run / "manifest.json", otherwise="Set sft_run to a finished run, or to null."):
-            _collect(plan, lambda: training.start_from_run(cfg, sft_run))
-            _collect(plan, lambda: _same_base_as_asked(plan, sft_run))
+    _collect(plan, launch.check_processes)
+    _collect(plan, lambda: launch.check_together(cfg))
+    _collect(plan, lambda: tracking.check_packages(cfg.tracking))
+    before, key = cfg.continued, "sft_run" if hasattr(cfg, "sft_run") else "cpt_run"
+    if before:
+        otherwise = f"Set {key} to a finished run, or to null."
+        if plan.need(f"{key.split('_')[0].upper()} run", before / "manifest.json", otherwise=otherwise):
+            _collect(plan, lambda: training.start_from_run(cfg, before))
+            _collect(plan, lambda: _same_base_as_asked(plan, before, key))
     else:
         found, name, notes = model.find_base(cfg.model)
         if found:
             plan.fact("inputs", f"base: {name} ({shown(found)})" + "".join(f"; {note}" for note in notes))
             _collect(plan, lambda: model.load_tokenizer(found, cfg.model.chat_template, cfg.model.trust_remote_code))
-            _collect(plan, lambda: model.check_targets(model.skeleton(found, cfg.model.trust_remote_code), cfg.lora))
+            _collect(plan, lambda: _layers(plan, model.skeleton(found, cfg.model.trust_remote_code)))
             _collect(plan, lambda: _length_fits(cfg, found))
         elif model.is_hub_id(cfg.model.base) and not hub.offline():
             others = f", else {' or '.join(cfg.model.fallback)}" if cfg.model.fallback else ""
             plan.download(f"base: {cfg.model.base}{others}, downloaded from {cfg.model.hub} at the start of the run "
                           "(beforehand: python -m scripts.fetch)")  # fmt: skip
-        elif who_makes(in_project(Path(cfg.model.base)), plan.loaded.path.parent, plan.stage):
-            plan.need("base", in_project(Path(cfg.model.base)))
+        elif not _is_adapter(base := in_project(Path(cfg.model.base))) and who_makes(base, *_from(plan)):
+            plan.need("base", base / "config.json")
         else:
             plan.faults.append(model.base_fault(notes))
     otherwise = "For a file of your own: --set data.train_files=[my.jsonl] (a share of it is held out)."
-    for file in cfg.data.train_files + cfg.data.validation_files:
+    for file in training_data.files_read(cfg) + cfg.data.validation_files:
         if file.is_dir():
             plan.faults.append(f"data: {shown(file)} is a directory; name its files")
     for file in cfg.data.train_files:
         plan.need("training data", file, otherwise=otherwise)
+    replay = getattr(cfg, "replay", None)
+    for file in replay.files if replay else []:
+        plan.need("replay data", file, otherwise="Name general conversations in replay.files, or set replay=null.")
     for file in cfg.data.validation_files:
         plan.need("validation data", file, otherwise="Without one set data.val_files=[] (data.val_share is held out).")
-    _collect(plan, lambda: training_data.data_parents(cfg.data.train_files, kind))
+    _collect(plan, lambda: training_data.data_parents(training_data.files_read(cfg), kind))
     _collect(plan, lambda: model.attention(cfg.model.attn_implementation))
     if cfg.trainer.extra:
         _collect(plan, lambda: arguments.check_extra(arguments.arguments_class(kind), cfg.trainer.extra))
     place = cfg.output_dir
-    if sft_run and (sft_run == place or sft_run in place.parents or place in sft_run.parents):
-        plan.faults.append(f"output_dir: {shown(place)} and sft_run: {shown(sft_run)} lie in each other")
-    plan.make(cfg.output_dir, note="adapter, tokenizer, checkpoints, metrics.jsonl, manifest.json")
+    if before and (before == place or before in place.parents or place in before.parents):
+        plan.faults.append(f"output_dir: {shown(place)} and {key}: {shown(before)} lie in each other")
+    what = "adapter" if cfg.finetuning_type == "lora" else "whole model"
+    plan.make(cfg.output_dir, note=f"{what}, tokenizer, checkpoints, metrics.jsonl, manifest.json")
+
+
+def _from(plan: Plan) -> tuple[Path, str]:
+    """Where other stages' YAMLs lie, and the stage that asks: for who_makes."""
+    return plan.loaded.path.parent, plan.stage
+
+
+def _is_adapter(directory: Path) -> bool:
+    return (directory / "adapter_config.json").is_file()
+
+
+def _layers(plan: Plan, bare) -> None:
+    """Which layers get an adapter; said where they are found from the model."""
+    cfg = plan.config
+    if cfg.finetuning_type == "lora":
+        names = families.target_modules(bare, cfg.lora)
+        if cfg.lora.target_modules == families.ALL_LINEAR:
+            plan.fact("inputs", f"adapters on every linear layer but the head: {', '.join(names)}")
 
 
 def _length_fits(cfg, base: Path) -> None:
@@ -59,10 +103,10 @@ def _length_fits(cfg, base: Path) -> None:
         raise UserFault(f"trainer.max_length: {cfg.trainer.max_length}, but {shown(base)} has {most} positions")
 
 
-def _start_means(plan: Plan, start: training.Start) -> None:
+def _start_means(plan: Plan, run_inputs: dict[str, Any]) -> None:
     """Whether a run would be new, go on, be skipped or be refused, decided as the run itself decides it."""
     cfg = plan.config
-    identity = runs.identity_of(plan.loaded, training.run_inputs(cfg, start), **training.identity(cfg))
+    identity = runs.identity_of(plan.loaded, run_inputs, **training.identity(cfg))
     try:
         meaning, _ = runs.decide(runs.Run(cfg.output_dir, cfg.name, plan.loaded, identity), cfg.overwrite)
     except runs.AlreadyDone as done:
@@ -72,14 +116,14 @@ def _start_means(plan: Plan, start: training.Start) -> None:
     plan.fact("writes", f"{shown(cfg.output_dir)}: {said.get(meaning, meaning)}")
 
 
-def _same_base_as_asked(plan: Plan, sft_run: Path) -> None:
-    """A stage YAML that names a base of its own must name the one that the SFT adapter stands on."""
-    facts, asked = model.adapter_facts(sft_run), plan.config.model.base
+def _same_base_as_asked(plan: Plan, run: Path, key: str) -> None:
+    """A stage YAML that names a base of its own must name the one that the continued adapter stands on."""
+    facts, asked = model.adapter_facts(run), plan.config.model.base
     origin = plan.loaded.origins.get("model.base", "configs/hardware/")
     if not origin.startswith("configs/hardware/") and asked not in (facts.base_id, str(facts.base_path)):
-        raise UserFault(f"model.base: {asked} ({origin}), but {shown(sft_run)} is an adapter of {facts.base_id}; leave "
-                        "model.base out, or set sft_run to a run on that base")  # fmt: skip
-    plan.fact("inputs", f"base: {facts.base_id} ({shown(facts.base_path)}), from the SFT run, with its template, "
+        raise UserFault(f"model.base: {asked} ({origin}), but {shown(run)} is an adapter of {facts.base_id}; leave "
+                        f"model.base out, or set {key} to a run on that base")  # fmt: skip
+    plan.fact("inputs", f"base: {facts.base_id} ({shown(facts.base_path)}), from {shown(run)}, with its template, "
                         f"quantisation ({facts.quantization}) and LoRA shape")  # fmt: skip
 
 
@@ -87,99 +131,118 @@ def rows_and_schedule(plan: Plan, kind: str, read) -> None:
     """What a real run would make of the data: with the tokenizer on disk by the very code that trains, else estimated.
     `read` is data.sources.read_training_file."""
     cfg = plan.config
-    if not all(file.is_file() for file in cfg.data.train_files + cfg.data.validation_files):
+    if not all(file.is_file() for file in training_data.files_read(cfg) + cfg.data.validation_files):
         plan.fact("data", "rows and steps are known once the data is there")
         _memory(plan, kind, None)
         return
     try:
         records = training_data.read_records(cfg, kind, read)
-        sft_run = getattr(cfg, "sft_run", None)
-        ready = (sft_run / "manifest.json").is_file() if sft_run else model.find_base(cfg.model)[0]
+        ready = (cfg.continued / "manifest.json").is_file() if cfg.continued else model.find_base(cfg.model)[0]
         if not ready:
-            _estimated(plan, records.train)
-            _memory(plan, kind, None)
+            _memory(plan, kind, None, rough=_estimated(plan, records.train))
             return
-        start = training.start_from_run(cfg, sft_run) if sft_run else training.start_from_base(
-            cfg, getattr(cfg, "loss_on", None))  # fmt: skip
-        encoded = (rows.sft_rows if kind == "sft" else rows.preference_rows)(cfg, start, records)
-        _data(plan, kind, start, encoded)
+        start = training.start_of(cfg)
+        rows_of = {"text": rows.text_rows, "sft": rows.sft_rows, "pref": rows.preference_rows}
+        run_inputs = training.run_inputs(cfg, start)
+        encoded = rows_cache.rows_of_run(cfg, start, run_inputs, lambda: rows_of[kind](cfg, start, records), False)
+        rows_plan.show_rows(plan, kind, start, encoded)
         training_data.require_rows(encoded)
         if cfg.trainer.early_stopping_patience and not encoded.val:
             plan.faults.append("trainer.early_stopping_patience: there is no validation to judge by")
-        _start_means(plan, start)
+        _start_means(plan, run_inputs)
         schedule = plan_steps(cfg.trainer, len(encoded.train))
-        for line in schedule.lines("rows" if kind == "sft" else "pairs"):
+        slow = slow_start.lines(cfg.trainer, schedule.steps)
+        for line in schedule.lines("pairs" if kind == "pref" else "rows") + slow:
             plan.fact("schedule", line)
-        _memory(plan, kind, start, schedule)
+        _held_to_base(plan, start, encoded)
+        for line in training_lint.lines(cfg, kind, start, records, encoded, schedule):
+            plan.fact("advice", line)
+        _memory(plan, kind, start, schedule, encoded)
     except PosttrainError as error:
-        plan.faults.append(str(error))
+        plan.in_the_way(error)
 
 
-def _data(plan: Plan, kind: str, start: training.Start, encoded: training_data.Rows) -> None:
-    read = sum(encoded.fates.values())
-    plan.fact("data", f"{read} records: " + ", ".join(f"{reason} {n}" for reason, n in sorted(encoded.fates.items())))
-    plan.fact("data", f"{encoded.tokens} tokens, {encoded.trained_tokens} trained; {len(encoded.val)} rows validate")
-    for note in encoded.notes:
-        plan.fact("sampling", note)
-    injects = f"; it says unasked: {start.template.injects!r}" if start.template.injects else ""
-    plan.fact("example", f"template: {start.template.name}{injects}; trained tokens stand between 【 and 】")
-    if kind == "sft" and encoded.train:
-        row = encoded.train[0]
-        end = row["seq_lengths"][0] if "seq_lengths" in row else len(row["input_ids"])
-        text = chat.marked(start.tokenizer, row["input_ids"][:end], row["labels"][:end])
-        plan.facts["example"] += _shortened(text).splitlines()
-    elif encoded.train:
-        row = encoded.train[0]
-        for side in ("chosen", "rejected"):
-            ids = row["prompt_ids"] + row[f"{side}_ids"]
-            labels = [chat.IGNORED] * len(row["prompt_ids"]) + row[f"{side}_ids"]
-            plan.fact("example", f"-- {side} --")
-            plan.facts["example"] += _shortened(chat.marked(start.tokenizer, ids, labels)).splitlines()
+def _held_to_base(plan: Plan, start: training.Start, encoded: training_data.Rows) -> None:
+    """What kl_to_base and ewc hold, and what they cost."""
+    cfg = plan.config
+    if getattr(cfg, "kl_to_base", None):
+        on_replay = cfg.kl_to_base.on == "auto" and (encoded.replay or {}).get("conversations")
+        tokens = encoded.replay["trained_tokens"] if on_replay else encoded.trained_tokens
+        names = "base || model" if cfg.kl_to_base.direction == "forward" else "model || base"
+        plan.fact("schedule", f"kl_to_base: {cfg.kl_to_base.beta:g} x KL({names}) on {tokens} trained tokens"
+                              f"{' of replayed rows' if on_replay else ''}; one more forward pass of each micro-batch "
+                              "that holds any")  # fmt: skip
+    if getattr(cfg, "ewc", None):
+        shapes = model.skeleton(start.base.path, cfg.model.trust_remote_code)
+        size = ewc.memory_bytes(cfg.ewc.fisher, shapes, start.lora["target_modules"]) / 2**20
+        plan.fact("schedule", f"ewc: {cfg.ewc.weight:g} / 2 x sum of F x dW^2; F ({cfg.ewc.fisher}) from "
+                              f"{len(encoded.fisher_rows)} passes before the first step takes {size:,.1f} MiB on the "
+                              "card")  # fmt: skip
 
 
-def _shortened(text: str, limit: int = 1200) -> str:
-    if len(text) <= limit:
-        return text
-    return f"{text[: limit // 2]}\n ... {len(text) - limit} characters ...\n{text[-limit // 2 :]}"
+def _texts(record: dict) -> list[str]:
+    """All texts of a record: its document, or its turns."""
+    if "text" in record:
+        return [record["text"]]
+    return [m["content"] for m in record.get("messages") or record["prompt"] + record["chosen"] + record["rejected"]]
 
 
-def _estimated(plan: Plan, records: list[dict]) -> None:
-    """Without a tokenizer: about 0.7 tokens a Chinese character and 0.25 any other (Qwen2's vocabulary)."""
-    turns = [m["content"] for r in records for m in r.get("messages") or r["prompt"] + r["chosen"] + r["rejected"]]
+def _estimated(plan: Plan, records: list[dict]) -> tuple[Schedule, int, int]:
+    """Without a tokenizer: about 0.7 tokens a Chinese character and 0.25 any other (Qwen2's vocabulary). Returns the
+    schedule, and about how many rows of how many tokens in all."""
+    turns = [text for record in records for text in _texts(record)]
     chinese = sum("一" <= c <= "鿿" for turn in turns for c in turn)
     tokens = int(0.7 * chinese + 0.25 * (sum(map(len, turns)) - chinese)) + 5 * len(turns)
     plan.fact("data", f"{len(records)} records, about {tokens} tokens (an estimate: no tokenizer on disk yet)")
     cfg = plan.config.trainer
     count = max(1, tokens // cfg.max_length) if getattr(cfg, "packing", False) else len(records)
-    for line in plan_steps(cfg, count).lines("rows (estimated)"):
+    schedule = plan_steps(cfg, count)
+    for line in schedule.lines("rows (estimated)"):
         plan.fact("schedule", line)
+    return schedule, count, tokens
 
 
-def _memory(plan: Plan, kind: str, start: training.Start | None, schedule: Schedule | None = None) -> None:
-    """The forecast against the card, and the disk that checkpoints take."""
+def _memory(plan: Plan, kind: str, start: training.Start | None, schedule: Schedule | None = None,
+            encoded: training_data.Rows | None = None,
+            rough: tuple[Schedule, int, int] | None = None) -> None:  # fmt: skip
+    """The forecast against the card, what to change where it does not fit, time, and the disk for checkpoints."""
     cfg, loaded = plan.config, plan.loaded
     found, name, _ = model.find_base(cfg.model)
     arch = memory.architecture(start.base.id, start.base.path) if start else memory.architecture(name, found)
     if arch is None:
         plan.fact("memory", "no forecast: the base has no config.json on disk and none in configs/models/")
         return
-    vram = loaded.card.get("vram_gib")
-    of_the_run = {} if start is None else {
-        "quantization": start.quantization, "double_quant": start.double_quant,
-        "lora_r": start.lora["r"], "target_modules": start.lora["target_modules"],
-    }  # fmt: skip
-    forecast = training_forecast.predict(cfg, arch, vram, **of_the_run)
+    plan.sizing = made = sizing.of_plan(loaded, start, start.base.id if start else name or cfg.model.base, arch)
+    if encoded:
+        made.know_rows(encoded, schedule)
+    elif rough:
+        made.know_about(*rough)
+    try:
+        forecast = made.forecast()
+    except UserFault as fault:  # an architecture that transformers cannot build without its own code
+        plan.fact("memory", str(fault))
+        plan.sizing = None
+        return
     for line in forecast.lines():
         plan.fact("memory", line)
+    how_long = made.how_long(forecast)
+    for line in how_long.lines() if how_long else []:
+        plan.fact("schedule", line)
+    ladder = []
+    if forecast.verdict in ("TIGHT", "NO"):
+        climbed = made.ladder()
+        ladder = made.ladder_lines(climbed)
+        ladder += ["--suggest writes the best config that fits"] if climbed.fits else []
+    for line in ladder if forecast.verdict == "TIGHT" else []:
+        plan.fact("memory", line)
     if forecast.verdict == "NO":
-        plan.too_big.append(
-            f"memory: about {forecast.total:.1f} GiB are needed, {loaded.card['card']} has "
-            f"{vram or memory.machine_gib():.1f}\n"
-            "    in this order: a smaller trainer.per_device_train_batch_size, trainer.gradient_checkpointing=true, a "
-            "shorter trainer.max_length, model.quantization=nf4, a smaller model.base"
-        )
-    checkpoints = (cfg.trainer.save_total_limit + 1) * int(3 * forecast.adapters * 2**30)
-    plan.make(cfg.output_dir, checkpoints, "checkpoints with optimiser state")
+        plan.too_big.append(f"memory: about {forecast.total:.1f} GiB are needed, {made.card} has "
+                            + "\n      ".join([f"{forecast.capacity:.1f}", *ladder]))  # fmt: skip
+    one = int(3 * forecast.adapters * 2**30)
+    if cfg.finetuning_type == "full":
+        linear, other = memory.parameter_counts(arch)
+        one = (sum(linear) + other) * (6 if "8bit" in cfg.trainer.optim else 12)  # float32 weights, and two moments
+    plan.make(cfg.output_dir, (cfg.trainer.save_total_limit + 1) * one, "checkpoints with optimiser state")
 
 
 def _collect(plan: Plan, check) -> None:
@@ -187,4 +250,4 @@ def _collect(plan: Plan, check) -> None:
     try:
         check()
     except PosttrainError as error:
-        plan.faults.append(str(error))
+        plan.in_the_way(error)

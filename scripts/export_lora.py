@@ -5,7 +5,8 @@ A finished training run to a folder that can be served: the adapter alone, or me
     python -m scripts.export_lora --config configs/sft.yaml --dry-run false
     python -m scripts.export_lora --config configs/orpo.yaml --set export.mode=merged --set export.dtype=bfloat16
 
-Reads a training config: its `output_dir` is the run, its `export:` block says what is made of it.
+Reads a training config: its `output_dir` is the run, its `export:` block says what is made of it. A run with
+finetuning_type full is a whole model already: mode merged writes it in export.dtype, with the serving template.
 """
 
 import sys
@@ -38,7 +39,7 @@ def plan(plan: Plan) -> None:
         plan.fact("inputs", f"base: {manifest['base']['id']}, fingerprint {manifest['base']['fingerprint'][:12]}")
         fault = export_plan.other_base(plan.loaded, manifest)
         plan.faults += [fault] if fault else []
-    plan.faults += export_plan.faults_of_place(block)
+    plan.faults += export_plan.faults_of_place(block) + export_plan.no_adapter(block, cfg)
     size, note = export_plan.size(block, cfg, manifest)
     plan.make(block.output_dir, size, note)
     for line in export_plan.checks(block, cfg, manifest):
@@ -47,34 +48,38 @@ def plan(plan: Plan) -> None:
 
 def conversations(manifest: dict, count: int) -> tuple[list[dict], str]:
     """(conversations spread evenly over a file of the run, that file): validation rows, else training rows, else what
-    the template was locked with."""
+    the template was locked with. Of plain text, documents {"text"}."""
     from posttrain.data import sources
 
-    kind = "sft" if manifest["stage"] == "train_sft" else "pref"
+    kind = {"train_cpt": "text", "train_sft": "sft"}.get(manifest["stage"], "pref")
     roles = sorted(manifest["inputs"], key=lambda role: (not role.startswith("val:"), role))
     for role in (r for r in roles if r.startswith(("val:", "train:"))):
         file = in_project(Path(manifest["inputs"][role]["path"]))
         if not file.is_file():
             continue
         rows = sources.read_training_file(file, kind, 1.0)[0]
-        rows = [{"messages": r.get("messages") or r["prompt"] + r["chosen"], "tools": r.get("tools")} for r in rows]
+        if kind != "text":
+            rows = [{"messages": r.get("messages") or r["prompt"] + r["chosen"], "tools": r.get("tools")} for r in rows]
         if rows:
             count = min(count, len(rows))
             return [rows[i * len(rows) // count] for i in range(count)], shown(file)
-    return [{"messages": probe["messages"]} for probe in manifest["template"]["golden"]], "the probes of the template"
+    probes = [probe for probe in manifest["template"]["golden"] if probe["ids"]]
+    return [{"messages": p["messages"], "tools": p.get("tools")} for p in probes], "the golden conversations of the run"
 
 
 def main(loaded: Loaded) -> None:
     """Check the adapter, write, reload, compare, and only then make it the output."""
-    from posttrain import chat, model, model_card
+    from posttrain import chat, documents, model, model_card
     from posttrain.agreement import MAX_TOKENS
 
     cfg: Training = loaded.config
     block = export_plan.block_of(cfg)
     manifest = runs.read_manifest(cfg.output_dir, "run")
-    export_checks.check_adapter(cfg.output_dir, manifest)
-    facts = model.check_same_base([model.adapter_facts(cfg.output_dir)])
-    inputs = {"adapter": runs.describe_file(cfg.output_dir / "adapter_model.safetensors"), "base": manifest["base"]}
+    export_checks.check_weights(cfg.output_dir, manifest)
+    facts = model.run_facts(cfg.output_dir)
+    if not facts.whole:
+        model.check_same_base([facts])
+    inputs = {"model" if facts.whole else "adapter": facts.weights, "base": manifest["base"]}
     fresh = not (block.output_dir / "manifest.json").is_file()
     run = opened(runs.open_run(block.output_dir, loaded.model_copy(update={"config": block}), inputs, rebuild=fresh,
                                keys="export."))  # fmt: skip
@@ -83,9 +88,13 @@ def main(loaded: Loaded) -> None:
     tokenizer = model.load_tokenizer(cfg.output_dir, trust_remote_code=trust)
     chat.check_golden(tokenizer, manifest["template"]["golden"])
     talks, source = conversations(manifest, block.num_check_prompts)
-    rows = [chat.chat_ids(tokenizer, talk["messages"], talk.get("tools"))[0][:MAX_TOKENS] for talk in talks]
+    if manifest["stage"] == "train_cpt":  # what it learned is text; its template is held to the probes
+        rows = [ids[:MAX_TOKENS] for ids in documents.document_ids(tokenizer, [talk["text"] for talk in talks])]
+        talks = [{"messages": probe["messages"]} for probe in manifest["template"]["golden"]]
+    else:
+        rows = [chat.chat_ids(tokenizer, talk["messages"], talk.get("tools"))[0][:MAX_TOKENS] for talk in talks]
     precision = export_checks.PRECISIONS[manifest["precision"].removeprefix("torch.")]
-    dtype = export_plan.dtype_of_export(block, facts.base_path)
+    dtype = export_plan.dtype_of_export(block, facts.base_path or facts.dir)
     with export.unfinished(block.output_dir) as part:
         results = export.make(block, facts, precision, dtype, rows, part, trust)
         results |= {"check_rows": len(rows), "check_source": source}
@@ -95,7 +104,8 @@ def main(loaded: Loaded) -> None:
     run.finish("model" if block.mode == "merged" else "adapter_export", inputs, outputs, {"adapter": cfg.output_dir},
                results, base=manifest["base"], template=manifest["template"])  # fmt: skip
     print(f"export_lora: done. {shown(block.output_dir)} holds "
-          + (f"the merged model in {dtype} ({results['why']})" if block.mode == "merged" else "the adapter")
+          + (f"the {'' if facts.whole else 'merged '}model in {dtype} ({results['why']})" if block.mode == "merged"
+             else "the adapter")
           + f"; checked on {len(rows)} conversations of {source}")  # fmt: skip
 
 

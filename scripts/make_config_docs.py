@@ -27,8 +27,9 @@ from posttrain.config import ROOT, shown  # noqa: E402
 from posttrain.errors import CheckFailed  # noqa: E402
 from posttrain.stages import STAGES  # noqa: E402
 
-DEFAULT_CONFIG = {"prepare_data": "data", "train_sft": "sft", "train_orpo": "orpo", "train_dpo": "dpo",
-                  "eval_harness": "eval", "infer_compare": "compare", "make_demo": "demo/make_demo"}  # fmt: skip
+DEFAULT_CONFIG = {"prepare_data": "data", "train_cpt": "cpt", "train_sft": "sft", "train_orpo": "orpo",
+                  "train_dpo": "dpo", "eval_harness": "eval", "infer_compare": "compare",
+                  "make_demo": "demo/make_demo"}  # fmt: skip
 INTRODUCTION = """# Every key of every stage
 
 Made from the config classes by `python -m scripts.make_config_docs`; do not edit. The default stands here; `--dry-run`
@@ -88,6 +89,9 @@ def rows(cls: type[BaseModel], values: BaseModel | None = None, prefix: str = ""
         kind = type_name(field.annotation).replace("|", "\\|") + bounds(field)
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
         lines.append(f"| `{prefix}{name}` | {kind} | {default_text(default)} | {meaning} |")
+        for part in get_args(field.annotation) if default is None else ():  # a block that is off by default
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                lines += rows(part, None, f"{prefix}{name}.")
     return lines
 
 

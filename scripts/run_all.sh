@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole chain, stage by stage: prepare_data, train_sft, train_orpo, train_dpo, eval_harness, infer_compare,
-# export_lora (of each training), report.
+# The whole chain, stage by stage: prepare_data, train_cpt (where sft.yaml goes on from it), train_sft, train_orpo,
+# train_dpo, eval_harness, infer_compare, export_lora (of each training), report.
 #
 #   bash scripts/run_all.sh --dry-run                           all plans in order; exit 0 if the chain would work
 #   bash scripts/run_all.sh                                     run; what is complete and unchanged is skipped
@@ -45,6 +45,10 @@ logs=outputs/logs
 # Stage and the YAML it reads. A stage without its YAML in the directory is left out, and that is said.
 order=("prepare_data data" "train_sft sft" "train_orpo orpo" "train_dpo dpo" "eval_harness eval" "infer_compare compare"
     "export_lora sft" "export_lora orpo" "export_lora dpo" "report report")
+# train_cpt belongs to the chain where sft.yaml goes on from it: cpt_run, or model.base for a full one, is its output_dir.
+cpt_run=$(sed -n 's/^output_dir: *\([^ #]*\).*/\1/p' "$configs/cpt.yaml" 2>/dev/null)
+[ -n "$cpt_run" ] && grep -Eqs "^[^#]*(cpt_run|base): *$cpt_run([ ,}]|\$)" "$configs/sft.yaml" &&
+    order=("${order[0]}" "train_cpt cpt" "${order[@]:1}")
 [ -f "$configs/make_demo.yaml" ] && order=("make_demo make_demo" "${order[@]}")
 
 stages=$(printf '%s\n' "${order[@]}" | cut -d' ' -f1 | uniq | tr '\n' ' ')

@@ -14,6 +14,7 @@ from posttrain.config import Loaded  # noqa: E402
 from posttrain.plan import Plan  # noqa: E402
 from posttrain.runs import open_run  # noqa: E402
 from posttrain.stages import TrainOrpo  # noqa: E402
+from posttrain.suggest import suggest  # noqa: E402
 
 
 def plan(plan: Plan) -> None:
@@ -30,7 +31,7 @@ def main(loaded: Loaded) -> None:
     """Pairs, model, PreferenceTrainer, adapter."""
     from transformers import TrainingArguments
 
-    from posttrain import arguments, training, training_data
+    from posttrain import arguments, rows_cache, training, training_data
     from posttrain import rows as rows_of
     from posttrain.data import sources
     from posttrain.preference import PairCollator, PreferenceTrainer
@@ -41,11 +42,11 @@ def main(loaded: Loaded) -> None:
     start = training.start_from_run(cfg, cfg.sft_run) if cfg.sft_run else training.start_from_base(cfg)
     inputs = training.run_inputs(cfg, start)
     run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity=training.identity(cfg)))
-    records = training_data.read_records(cfg, "pref", sources.read_training_file)
-    rows = rows_of.preference_rows(cfg, start, records)
+    rows = rows_cache.rows_of_run(cfg, start, inputs, lambda: rows_of.preference_rows(
+        cfg, start, training_data.read_records(cfg, "pref", sources.read_training_file)))
     training_data.require_rows(rows)
     schedule = plan_steps(cfg.trainer, len(rows.train))
-    training.say(rows, schedule, cfg)
+    sizing = training.say(rows, schedule, loaded, start)
 
     lm = training.load_trainable(cfg, start)
 
@@ -55,12 +56,13 @@ def main(loaded: Loaded) -> None:
         args=arguments.arguments(TrainingArguments, cfg, schedule, bool(rows.val)),
         data_collator=PairCollator(start.tokenizer, score_prompts=cfg.nll_on == "all"),
         train_dataset=rows.train,
-        eval_dataset=rows.val or None,
+        eval_dataset=rows.val if len(rows.val) else None,
         processing_class=start.tokenizer,
     )
-    checkpoint = training.train(trainer, run, cfg.trainer.save_minutes, cfg.trainer.early_stopping_patience)
-    training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents)
+    checkpoint = training.train(trainer, run, cfg.trainer, sizing)
+    training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents, sizing)
 
 
 if __name__ == "__main__":
-    run_stage(TrainOrpo, plan, main, default_config="configs/orpo.yaml", description=__doc__)
+    run_stage(TrainOrpo, plan, main, default_config="configs/orpo.yaml", description=__doc__,
+              suggest=suggest)  # fmt: skip

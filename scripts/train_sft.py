@@ -2,6 +2,7 @@
 Supervised fine-tuning: conversations in, LoRA adapter out.
 
     python -m scripts.train_sft --config configs/sft.yaml --dry-run
+    python -m scripts.train_sft --config configs/sft.yaml --suggest              # the best config that fits the card
     accelerate launch -m scripts.train_sft --config configs/sft.yaml
     accelerate launch -m scripts.train_sft --set data.train_files=[my.jsonl]     # your own rows
 """
@@ -15,6 +16,7 @@ from posttrain.config import Loaded  # noqa: E402
 from posttrain.plan import Plan  # noqa: E402
 from posttrain.runs import open_run  # noqa: E402
 from posttrain.stages import TrainSft  # noqa: E402
+from posttrain.suggest import suggest  # noqa: E402
 
 
 def plan(plan: Plan) -> None:
@@ -29,39 +31,49 @@ def plan(plan: Plan) -> None:
 
 def main(loaded: Loaded) -> None:
     """Rows, model, TRL's trainer with our head, adapter."""
-    from datasets import Dataset
     from trl import SFTConfig
 
-    from posttrain import arguments, training, training_data
+    from posttrain import arguments, ewc, rows_cache, training, training_data
     from posttrain import rows as rows_of
     from posttrain.data import sources
+    from posttrain.packed_attention import attend_by_document
     from posttrain.schedule import plan_steps
     from posttrain.sft import ChunkedSFTTrainer
 
     cfg: TrainSft = loaded.config
-    parents = training_data.data_parents(cfg.data.train_files, "sft")
-    start = training.start_from_base(cfg, cfg.loss_on)
+    parents = training_data.data_parents(training_data.files_read(cfg), "sft")
+    parents |= {"cpt": cfg.cpt_run} if cfg.cpt_run else {}
+    start = training.start_of(cfg)
     inputs = training.run_inputs(cfg, start)
     run = opened(open_run(cfg.output_dir, loaded, inputs, extra_identity=training.identity(cfg)))
-    records = training_data.read_records(cfg, "sft", sources.read_training_file)
-    rows = rows_of.sft_rows(cfg, start, records)
+    rows = rows_cache.rows_of_run(cfg, start, inputs, lambda: rows_of.sft_rows(
+        cfg, start, training_data.read_records(cfg, "sft", sources.read_training_file)))
     training_data.require_rows(rows)
     schedule = plan_steps(cfg.trainer, len(rows.train))
-    training.say(rows, schedule, cfg)
+    sizing = training.say(rows, schedule, loaded, start)
 
+    lm, penalty = training.load_trainable(cfg, start), None
+    attend_by_document(lm)
+    if cfg.ewc:
+        checkpointing, store = cfg.trainer.gradient_checkpointing, run.dir / "fisher.safetensors"
+        fisher = ewc.stored_fisher(lm, rows.fisher_rows, cfg.ewc, cfg.trainer.seed, checkpointing, store)
+        penalty = ewc.EwcPenalty(lm, fisher, cfg.ewc.weight)
     trainer = ChunkedSFTTrainer(
-        model=training.load_trainable(cfg, start),
+        model=lm,
+        kl_to_base=cfg.kl_to_base,
+        penalty=penalty,
         args=arguments.arguments(
             SFTConfig, cfg, schedule, bool(rows.val), packing=cfg.trainer.packing, eval_packing=False,
             max_length=cfg.trainer.max_length, dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        train_dataset=Dataset.from_list(rows.train),
-        eval_dataset=Dataset.from_list(rows.val) if rows.val else None,
+        train_dataset=rows.train,
+        eval_dataset=rows.val if len(rows.val) else None,
         processing_class=start.tokenizer,
     )  # fmt: skip
-    checkpoint = training.train(trainer, run, cfg.trainer.save_minutes, cfg.trainer.early_stopping_patience)
-    training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents)
+    checkpoint = training.train(trainer, run, cfg.trainer, sizing)
+    training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents, sizing)
 
 
 if __name__ == "__main__":
-    run_stage(TrainSft, plan, main, default_config="configs/sft.yaml", description=__doc__)
+    run_stage(TrainSft, plan, main, default_config="configs/sft.yaml", description=__doc__,
+              suggest=suggest)  # fmt: skip

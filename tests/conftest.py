@@ -125,11 +125,12 @@ def make_adapter(base: Path, path: Path, seed: int, scale: float = 0.4) -> Path:
     return path
 
 
-def run_here(stage, plan, main, *args: str) -> subprocess.CompletedProcess:
-    """A stage's command in this process, which has imported torch already; shaped like run_command's result."""
+def run_here(stage, plan, main, *args: str, **more) -> subprocess.CompletedProcess:
+    """A stage's command in this process, which has imported torch already; shaped like run_command's result. `more`:
+    further arguments of run_stage."""
     from posttrain.cli import run_stage
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-        run_stage(stage, plan, main, default_config="", argv=list(args))
+        run_stage(stage, plan, main, default_config="", argv=list(args), **more)
     return subprocess.CompletedProcess(args, ended.value.code, out.getvalue(), err.getvalue())

@@ -128,7 +128,7 @@ def test_adapter_export_gives_the_same_logits_and_is_complete(place, tmp_path):
 def test_merged_export(place, tmp_path):
     config = make_config(tmp_path, place / "run", mode="merged")
     failed = command(config, "--set", "export.max_logit_diff=1e-12")
-    assert failed.returncode == 4 and "differs from base + adapter" in failed.stderr
+    assert failed.returncode == 4 and "differs from the trained one" in failed.stderr
     assert weights_in(tmp_path / "out") == []
     # A failed attempt is no finished export: another setting needs no overwrite.
     done = command(config)
@@ -268,7 +268,18 @@ def test_stage_is_told_by_its_key_or_by_keys_of_its_own(tmp_path, content, cls):
     assert export_plan.training_class(tmp_path / "x.yaml") is cls
 
 
-@pytest.mark.parametrize("content", [{}, {"beta": 0.1}, {"loss_on": "all", "nll_on": "all"}, {"stage": "all"}])
+@pytest.mark.parametrize(("stage", "cls"), [("train_dpo", TrainDpo), ("train_orpo", TrainOrpo)])
+def test_a_key_of_two_stages_is_told_by_the_run(tmp_path, stage, cls):
+    """length_penalty is of ORPO and DPO: the run in output_dir knows which of them it was."""
+    (tmp_path / "run").mkdir()
+    runs.write_json(tmp_path / "run/manifest.json", {"stage": stage})
+    content = {"length_penalty": 0.1, "output_dir": str(tmp_path / "run")}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
+    assert export_plan.training_class(tmp_path / "x.yaml") is cls
+
+
+@pytest.mark.parametrize("content", [{}, {"beta": 0.1}, {"length_penalty": 1}, {"loss_on": "all", "nll_on": "all"},
+                                     {"stage": "all"}])  # fmt: skip
 def test_stage_that_cannot_be_told(tmp_path, content):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UserFault, match="sft, orpo, dpo"):

@@ -8,17 +8,17 @@ from posttrain.losses import log1mexp, token_logps
 
 
 @pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("hidden", "weight")], ids="+".join)
-@pytest.mark.parametrize("chunk", [1, 7, 64, None])
+@pytest.mark.parametrize("block", [1, 7, 64, None])
 @pytest.mark.parametrize("masked", [0.0, 0.7, 1.0])
-def test_equal_to_full_logits(chunk, masked, trained):
-    """Within 1e-5 per token and 1e-4 relative in every gradient, whatever the chunk, the share of masked labels, and
+def test_equal_to_full_logits(block, masked, trained):
+    """Within 1e-5 per token and 1e-4 relative in every gradient, whatever the block, the share of masked labels, and
     what is trained (a frozen head takes another way)."""
     torch.manual_seed(1)
     hidden = torch.randn(3, 50, 32, requires_grad="hidden" in trained)
     weight = torch.randn(500, 32, requires_grad="weight" in trained)
     leaves = [tensor for tensor in (hidden, weight) if tensor.requires_grad]
     labels = torch.randint(0, 500, (3, 50)).masked_fill(torch.rand(3, 50) < masked, IGNORED)
-    ours = token_logps(hidden, weight, labels, chunk)
+    ours = token_logps(hidden, weight, labels, block)
     full = (hidden @ weight.T).log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
     full = full.masked_fill(labels == IGNORED, 0.0)
     assert (ours - full).abs().max() < 1e-5

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import run_command, write_rows
 
-from posttrain.report import content, figures, lineage, listing, render
+from posttrain.report import content, figures, forecasts, lineage, listing, render
 from posttrain.runs import describe_file, sha256
 from posttrain.stages import Report
 
@@ -363,7 +363,7 @@ def test_samples_are_the_first_ones(outputs):
 
 def test_curves_show_what_was_logged():
     assert figures.curves([], None) is None
-    assert figures.curves([{"step": 1, "tokens_per_second": 5}], None) is None
+    assert figures.curves([{"step": 1, "epoch": 5}], None) is None
     picture, abreast = figures.curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], kept_step=2)
     assert picture.startswith("data:image/svg+xml;base64,") and abreast == 1
     pairs = [
@@ -499,3 +499,39 @@ def test_symptoms_stand_in_the_report_and_in_the_docs(outputs):
     named += re.findall(r"Symptom\(\n?\s*\"([^\"]+)\"", source)
     assert set(named) == set(headings) and len(headings) == 11
     assert Symptom("Loss 0", "", "").anchor == "loss-0"
+
+
+def test_forecast_and_fact_stand_side_by_side():
+    peak = {"rss_gib": 2.0, "allocated_gib": 6.2, "reserved_gib": 6.9, "context_gib": 0.31}
+    manifest = {
+        "forecast": {"total_gib": 7.0, "allocated_gib": 6.1, "reserved_gib": 6.6}, "peak_memory": peak,
+        "time": {"forecast": {"seconds": [3000, 9000]}, "train_seconds": 3600.0}, "resumed": False,
+        "config": {"price_per_hour": 1.5},
+    }  # fmt: skip
+
+    def rows(**changes) -> dict[str, tuple]:
+        found = forecasts.compared(lineage.FoundRun(Path("x/manifest.json"), manifest | changes))
+        return {row.measure: (row.forecast, row.fact, row.difference) for row in found}
+
+    on_card = rows()
+    assert on_card["tensors"] == ("6.10 GiB", "6.20 GiB", "+1.6%")
+    assert on_card["card"] == ("7.00 GiB", "7.21 GiB", "+3.0%")
+    assert on_card["time"] == ("50 min – 2.5 h", "60 min", "within")
+    assert on_card["cost"] == ("1.25 – 3.75", "1.50", "within")
+    assert rows(resumed=True)["time"][1] == "not measured"
+    on_cpu = rows(peak_memory={"rss_gib": 2.1}, forecast={"not_made": "short"}, time={})
+    assert on_cpu["process"] == ("not forecast", "2.10 GiB", "")
+    assert on_cpu["time"][:2] == ("not forecast", "not measured")
+    del manifest["forecast"]
+    assert rows() == {}, "an older run says nothing"
+
+
+def test_remedies_name_keys_that_exist():
+    """Every `key: value` and --set key=value of docs/symptoms.md is a key of some stage."""
+    from posttrain.config import ROOT, schema_keys
+    from posttrain.stages import STAGES
+
+    page = (ROOT / "docs/symptoms.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)*): [^`]+`", page)) | set(re.findall(r"--set \"?([a-z_.]+)=", page))
+    known = {key for stage in STAGES.values() for key in schema_keys(stage)} | {"temperature", "tokens_per_step"}
+    assert len(named) > 20 and named <= known, named - known

@@ -6,7 +6,9 @@ from conftest import chats
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from posttrain import blocks, chat, model
+from posttrain import blocks, chat, losses, model
+from posttrain.errors import CheckFailed
+from posttrain.packed_attention import attend_by_document
 from posttrain.rows import pack
 from posttrain.sft import ChunkedSFTTrainer
 
@@ -47,16 +49,20 @@ def test_loss_and_gradients_are_those_of_trl(base, tmp_path, packing):
     assert trls.norm() > 1e-3 and (mine - trls).norm() / trls.norm() < 1e-4
 
 
-def test_packed_equals_unpacked(base, tmp_path):
-    """Nothing leaks between the conversations of a packed row: loss and gradients are those of padded rows."""
+@pytest.mark.parametrize("by_document", [False, True])
+def test_packed_equals_unpacked(base, tmp_path, by_document):
+    """Nothing leaks between the conversations of a packed row, whether a mask or the kernel keeps them apart: loss and
+    gradients are those of padded rows, and no other function than the asked one attends."""
     tokenizer = model.load_tokenizer(base)
     rows = chat.encode_chats(tokenizer, chats(12), 96, "assistant", "drop").rows
     packed = pack(rows, 96)
     assert len(packed) < len(rows) and any(len(row["seq_lengths"]) > 1 for row in packed)
-    one, apart = (
-        gradients(trainer_of(ChunkedSFTTrainer, base, tokenizer, some, tmp_path, packing), some)
-        for some, packing in ((packed, True), (rows, False))
-    )
+    together = trainer_of(ChunkedSFTTrainer, base, tokenizer, packed, tmp_path, True)
+    if by_document:
+        attend_by_document(together.model)
+        assert losses.causal_lm(together.model).config._attn_implementation == "sdpa_by_document"
+    one = gradients(together, packed)
+    apart = gradients(trainer_of(ChunkedSFTTrainer, base, tokenizer, rows, tmp_path, False), rows)
     assert abs(one[0] - apart[0]) < 1e-5
     assert (one[1] - apart[1]).norm() / apart[1].norm() < 1e-4
 
@@ -73,3 +79,13 @@ def test_accumulation_does_not_change_the_step(base, tmp_path):
         adapters.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]))
     assert (adapters[0] - before).norm() > 1e-3
     assert (adapters[0] - adapters[1]).abs().max() < 1e-5
+
+
+def test_a_batch_without_trained_tokens_is_an_error(base, tmp_path):
+    tokenizer = model.load_tokenizer(base)
+    rows = chat.encode_chats(tokenizer, chats(4), 96, "assistant", "drop").rows
+    trainer = trainer_of(ChunkedSFTTrainer, base, tokenizer, rows, tmp_path, False)
+    trainer.data_collator([dict(row) for row in rows])
+    unlearned = [{**row, "labels": [chat.IGNORED] * len(row["labels"])} for row in rows]
+    with pytest.raises(CheckFailed, match="no trained token"):
+        trainer.data_collator(unlearned)

@@ -199,6 +199,18 @@ def test_a_stage_without_its_yaml_is_left_out_and_said(project):
     assert "no configs/dpo.yaml, so train_dpo is left out" in done.stdout
 
 
+@pytest.mark.parametrize("line", ["cpt_run: outputs/cpt  # now", "model: {base: outputs/cpt}", "  base: outputs/cpt"])
+def test_continued_pre_training_is_in_the_chain_where_sft_goes_on_from_it(project, line):
+    shutil.copy(project / "scripts/train_sft.py", project / "scripts/train_cpt.py")
+    (project / "configs/cpt.yaml").write_text("stage: cpt\noutput_dir: outputs/cpt # here\n")
+    other = line.replace("outputs/cpt", "outputs/cpt2")
+    (project / "configs/sft.yaml").write_text(f"# cpt_run: outputs/cpt\n{other}\n")
+    assert run_all(project)[1] == ALL
+    (project / "configs/sft.yaml").write_text(f"{line}\n")
+    (project / "ran.txt").unlink()
+    assert run_all(project)[1] == [ALL[0], "train_cpt:cpt", *ALL[1:]]
+
+
 def test_the_real_chain_has_a_plan_on_a_box_that_has_nothing(tmp_path):
     """No data, no base, no run: all later inputs pending, exit 0."""
     copy = tmp_path / "project"
