@@ -127,6 +127,7 @@ def test_a_directory_is_read_in_order_without_notes(tmp_path):
         ("not.parquet", b"plain text", "not a readable parquet file"),
         ("cut.zip", b"PK\x03\x04", "cut.zip: cut off or damaged"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # gzip writes the time into its header
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)

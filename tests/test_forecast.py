@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from posttrain.config import ROOT, hardware_values, merge, pick_hardware, read_yaml
+from posttrain.config import ROOT, hardware_values, load_config, merge, pick_hardware, read_yaml
 from posttrain.errors import UserFault
 from posttrain.forecast.memory import (
     Forecast,
@@ -156,6 +156,13 @@ def test_hardware_files_hold_only_what_is_read(hardware):
     assert {"card", "name_contains", "vram_gib"} <= set(content) <= {"card", "name_contains", "vram_gib"} | stages
     for cls in (EvalHarness, InferCompare):
         cls.model_validate(hardware_values(hardware, cls.name)[0])
+
+
+def test_a_config_may_name_the_size_of_its_card():
+    file = ROOT / "configs/sft.yaml"
+    given = load_config(TRAINING_STAGES["sft"], file, ["hardware=a100", "vram_gib=39.4"])
+    assert given.card == {"card": "NVIDIA A100", "vram_gib": 39.4}
+    assert load_config(TRAINING_STAGES["sft"], file, ["hardware=a100"]).card["vram_gib"] == 79
 
 
 @pytest.mark.parametrize("stage", sorted(TRAINING_STAGES))

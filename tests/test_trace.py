@@ -67,7 +67,7 @@ def test_a_trace_counts_what_a_real_step_makes(name):
 
 @pytest.mark.parametrize(("stage", "quantization", "trainer", "over"), [
     ("sft", "nf4", {"precision": "bf16", "optim": "adamw_8bit"}, {}),
-    ("dpo", "none", {"precision": "fp16", **PLAIN}, {}),
+    pytest.param("dpo", "none", {"precision": "fp16", **PLAIN}, {}, marks=pytest.mark.slow),
     ("sft", "none", BF16, {"finetuning_type": "full"}),
 ])  # fmt: skip
 def test_three_layers_tell_of_all(stage, quantization, trainer, over):
@@ -113,7 +113,7 @@ def test_options_of_a_run_are_traced():
     trainer = {**BF16, "neftune_noise_alpha": 5.0}
     plain = training_trace.trace(config("cpt", trainer, **over), ARCH, Batch(1, 64), "nf4")
     held = training_trace.trace(config("sft", trainer, kl_to_base={"beta": 0.1}, **over), ARCH, Batch(1, 64), "nf4")
-    assert peak_of(held).loss > peak_of(plain).loss
+    assert peak_of(held).allocated > peak_of(plain).allocated
     assert sum(held.flops.values()) > sum(plain.flops.values())
 
 
