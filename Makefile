@@ -15,7 +15,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 # One thread: a second one makes small matrices slower, and several tests run at once. Offline: no test needs a network.
-TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Compiled bytecode is kept (in the checkout): tests start hundreds of processes.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
+WORKERS ?= 2
 
 .PHONY: demo test test-all check bench clean-venv
 
@@ -23,10 +25,10 @@ demo: $(VENV)/.requirements
 	bash scripts/demo.sh
 
 test: check
-	$(TEST_ENV) $(PY) -m pytest -m "not slow"
+	$(TEST_ENV) $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-all: $(VENV)/.requirements-cluster
-	$(TEST_ENV) $(PY) -m pytest -m slow
+	$(TEST_ENV) $(PY) -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/.requirements-dev
 	$(PY) -m ruff check .

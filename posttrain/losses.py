@@ -38,7 +38,7 @@ class _TokenLogps(torch.autograd.Function):
         top = torch.full((count, 1), -torch.inf, device=hidden.device)
         others, label_logit = torch.zeros_like(top), torch.zeros_like(top)
         slope = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if sloped else None
-        buffer = torch.empty(count * block, dtype=dtype, device=hidden.device)
+        buffer = torch.empty(count * min(block, len(weight)), dtype=dtype, device=hidden.device)
         for start in range(0, len(weight), block):
             part = weight[start : start + block].to(dtype)
             logits = buffer[: count * len(part)].view(count, len(part))

@@ -37,7 +37,13 @@ class ChunkedSFTTrainer(SFTTrainer):
     def __init__(self, *args, kl_to_base: KlToBase | None = None, penalty: EwcPenalty | None = None, **kwargs):
         """kl_to_base: hold the tokens that the collator marks (replay.HeldCollator), or all trained ones, to the base.
         penalty: added to the loss once in each optimiser step."""
+        trained = {name: p.dtype for name, p in kwargs["model"].named_parameters() if p.requires_grad}
         super().__init__(*args, **kwargs)
+        # TRL makes the adapter of a 4-bit base bfloat16 whatever the precision is; the loss scaler of fp16 (a T4) has
+        # no kernel for bfloat16 gradients. training.load_trainable chose the dtypes.
+        for name, parameter in self.model.named_parameters():
+            if name in trained:
+                parameter.data = parameter.data.to(trained[name])
         if kl_to_base:
             kl.return_logps_and_kl(self.model, kl_to_base.direction)
             self.data_collator = HeldCollator(self.data_collator)

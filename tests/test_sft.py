@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import chats
+from conftest import chats, make_base
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -89,3 +89,21 @@ def test_a_batch_without_trained_tokens_is_an_error(base, tmp_path):
     unlearned = [{**row, "labels": [chat.IGNORED] * len(row["labels"])} for row in rows]
     with pytest.raises(CheckFailed, match="no trained token"):
         trainer.data_collator(unlearned)
+
+
+def test_adapters_of_a_4bit_base_keep_the_dtype_that_was_chosen(tmp_path):
+    """TRL casts them to bfloat16, whose gradients the loss scaler of fp16 cannot unscale (a T4)."""
+    path = make_base(tmp_path / "base", hidden=64)
+    lm = model.new_adapter(model.load_base(path, "fp32", "nf4"), blocks.Lora(r=4))
+    rows = chat.encode_chats(model.load_tokenizer(path), chats(4), 96, "assistant", "drop").rows
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], max_length=96,
+                     dataset_kwargs={"skip_prepare_dataset": True})  # fmt: skip
+    kept = {}
+    for cls in (SFTTrainer, ChunkedSFTTrainer):
+        for parameter in lm.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        trainer = cls(model=lm, args=args, train_dataset=Dataset.from_list(rows),
+                      processing_class=model.load_tokenizer(path))  # fmt: skip
+        kept[cls] = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
+    assert kept == {SFTTrainer: {torch.bfloat16}, ChunkedSFTTrainer: {torch.float32}}
