@@ -9,7 +9,7 @@ import re
 import subprocess
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -206,6 +206,7 @@ def load_config(cls: type[Block], path: Path, sets: list[str] = (), flags: dict[
     path = in_project(Path(path))
     layers = [(shown(path), read_yaml(path))]
     blocks = {key.rpartition(".")[0] for key in schema_keys(cls)}
+    blocks -= {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is dict}
     for assignment in sets:
         layers.append((f"--set {assignment.partition('=')[0]}", parse_set(assignment, blocks)))
     for key, value in (flags or {}).items():

@@ -86,6 +86,9 @@ class ChunkedSFTTrainer(SFTTrainer):
         output.metrics[f"{metric_key_prefix}_loss"] = nll / max(count, 1)
         return output
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """No README.md: TRL's names neither base, data nor licence of a run. An export has one, of model_card.py."""
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= {name: round(torch.stack(values).mean().item(), 6) for name, values in self.held.items() if values}

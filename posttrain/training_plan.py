@@ -48,7 +48,8 @@ def inputs(plan: Plan, kind: str) -> None:
             _collect(plan, lambda: _layers(plan, model.skeleton(found, cfg.model.trust_remote_code)))
             _collect(plan, lambda: _length_fits(cfg, found))
         elif model.is_hub_id(cfg.model.base) and not hub.offline():
-            others = f", else {' or '.join(cfg.model.fallback)}" if cfg.model.fallback else ""
+            fallback = [name for name in cfg.model.fallback if name != cfg.model.base]
+            others = f", else {' or '.join(fallback)}" if fallback else ""
             plan.download(f"base: {cfg.model.base}{others}, downloaded from {cfg.model.hub} at the start of the run "
                           "(beforehand: python -m scripts.fetch)")  # fmt: skip
         elif not _is_adapter(base := in_project(Path(cfg.model.base))) and who_makes(base, *_from(plan)):

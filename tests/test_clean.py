@@ -1,5 +1,7 @@
 """Contamination of an evaluation: items found in training files by the data stage's code, scores without them."""
 
+import json
+
 import pytest
 from conftest import write_rows
 
@@ -40,6 +42,19 @@ def test_every_item_of_a_record_is_found_and_no_other(files):
     assert items_in_files(twice, [files[0]])["copy"] == {0}, "an item that stands in two tasks is found in both"
 
 
+def test_items_are_found_in_files_of_ones_own(tmp_path):
+    question = QUESTIONS[1]
+    alpaca = write_rows(tmp_path / "own.jsonl", [{"instruction": question, "input": "", "output": "一百四十四件"}])
+    array = tmp_path / "array.json"
+    array.write_text(json.dumps([{"conversations": [{"from": "human", "value": question},
+                                                    {"from": "gpt", "value": "见下"}]}]), encoding="utf-8")  # fmt: skip
+    strings = write_rows(tmp_path / "pairs.jsonl", [{"prompt": question, "chosen": "甲", "rejected": "乙"}])
+    book = tmp_path / "book.txt"
+    book.write_text(f"练习\n{question}。\n", encoding="utf-8")
+    for file in (alpaca, array, strings, book):
+        assert items_in_files(ROWS, [file]) == {"exam": {1}, "word_problems": set()}, file.name
+
+
 def test_training_files_of_the_whole_chain(files, tmp_path):
     from posttrain.runs import write_json
 
@@ -48,6 +63,8 @@ def test_training_files_of_the_whole_chain(files, tmp_path):
     aligned = {"inputs": {"train:b": describe_file(pref), "base": {"id": "x"}},
                "parents": {"data": {"path": "nowhere"}, "sft": {"path": str(tmp_path / "manifest.json")}}}  # fmt: skip
     assert clean.training_files(aligned) == ([pref, sft], [])
+    on_whole = {"inputs": {"train:b": describe_file(pref)}, "parents": {}, "base": {"path": str(tmp_path)}}
+    assert clean.training_files(on_whole) == ([pref, sft], []), "a full run as the base"
     pref.write_text("", encoding="utf-8")
     sft.unlink()
     found, notes = clean.training_files(aligned)

@@ -33,6 +33,12 @@ def test_setting_one_key_of_a_block_keeps_the_stages_other_defaults(tmp_path):
     assert [p.name for p in loaded.config.data.train_files] == ["pref_train.jsonl"]
 
 
+def test_a_mapping_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
+    path = write(tmp_path, "gates: {a/accuracy: 0.5, b/bleu4: 10}\n")
+    assert load_config(EvalHarness, path, ["gates={}"]).config.gates == {}
+    assert list(load_config(EvalHarness, path, ["gates={b/bleu4: 1}"]).config.gates) == ["b/bleu4"]
+
+
 def test_all_faults_at_once_with_suggestions(tmp_path):
     path = write(tmp_path, "\n".join([
         "hardware: cpu", "model_name_or_path: x", "lora: {r: 16.5, alhpa: 32}", "loss_on: everything",

@@ -369,6 +369,15 @@ def test_a_test_file_without_usable_rows(world, tmp_path):
     assert "no usable row with 'messages'" in text and "no_turns" in text
 
 
+def test_rows_of_ones_own_as_test_files(tmp_path):
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    records, _ = heldout.read_records(write_rows(tmp_path / "a.jsonl", [{"messages": turns}] * 2), "messages", 9, 0)
+    assert [record["id"] for record in records] == ["1", "2"]
+    strings = write_rows(tmp_path / "b.jsonl", [{"prompt": "?", "chosen": "!", "rejected": "."}])
+    with pytest.raises(UserFault, match="prompt_is_no_list_of_turns"):
+        heldout.read_records(strings, "chosen", 9, 0)
+
+
 # ------------------------------------------------------------------ parts
 
 

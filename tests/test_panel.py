@@ -120,6 +120,15 @@ def test_the_sheet_is_blind_and_comes_back(tmp_path):
         panel.write_sheet(tmp_path, rows, ["base", "SFT", "ORPO"], 42)
 
 
+def test_a_sheet_is_read_whatever_characters_its_answers_hold(tmp_path):
+    rows = answered()
+    for text in ("one\u2028two", "\x0b", "\x85,", "a\rb\nc"):
+        rows[0]["answers"]["SFT"]["text"] = text
+        sheet = panel.write_sheet(tmp_path, rows, ["base", "SFT", "ORPO"], 42)
+        with pytest.raises(UserFault, match="no row has a score"):
+            panel.score(sheet)
+
+
 def test_a_sheet_filled_in_wrongly_is_told_line_by_line(tmp_path):
     sheet = panel.write_sheet(tmp_path, answered(), ["base", "SFT", "ORPO"], 42)
     with pytest.raises(UserFault, match="no row has a score"):

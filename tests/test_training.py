@@ -74,6 +74,7 @@ def test_kept_adapter_is_the_best_by_validation_loss(sft):
     assert manifest(sft)["results"]["kept_step"] == best["step"]
     kept = sft / f"checkpoint-{best['step']}/adapter_model.safetensors"
     assert sha256(kept) == sha256(sft / "adapter_model.safetensors")
+    assert not (sft / "README.md").exists(), "TRL's card says that this is a fine-tune of None"
 
 
 @pytest.mark.parametrize("stage", ["orpo", "dpo"])

@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data import benchmarks, decontaminate
-from posttrain.records import read_jsonl
+from posttrain.data.files import read_rows
 from posttrain.text import folded_text
 
 RECORDS = 2000  # looked at together
+NO_TEXT = ("id", "source", "meta", "role", "from")  # keys whose values are never trained on
 
 
 def items_in_files(rows: dict[str, list[Any]], files: list[Path], min_coverage: float = 0.5) -> dict[str, set[int]]:
     """Task -> the places of its rows that a record of the files leaks, in the words of data/decontaminate.py.
 
-    rows: task -> rows of a benchmark in any published layout. files: JSONL of records as prepare_data writes them.
+    rows: task -> rows of a benchmark in any published layout. files: as they were trained on, in any layout.
     """
     index, owners = _index(rows)
     found: dict[str, set[int]] = {task: set() for task in rows}
     for file in files:
-        reading = read_jsonl(file)
-        while records := list(islice(reading, RECORDS)):
-            texts = [[folded_text(text) for text in _turns(record)] for record in records]
+        reading = (row for _, row in read_rows(file))
+        while some := list(islice(reading, RECORDS)):
+            texts = [[folded_text(text) for text in _texts(row)] for row in some]
             for _, item, _ in decontaminate.items_in(index, texts, min_coverage):
                 for task, place in owners[item]:
                     found[task].add(place)
@@ -48,10 +49,14 @@ def _index(rows: dict[str, list[Any]]) -> tuple[decontaminate.Benchmarks, list[l
     return index, by_item
 
 
-def _turns(record: dict) -> Iterator[str]:
-    """Every text of a record of any kind."""
-    for part in ("messages", "prompt", "chosen", "rejected"):
-        for turn in record.get(part) or []:
-            yield turn["content"]
-    if "text" in record:
-        yield record["text"]
+def _texts(row: Any) -> Iterator[str]:
+    """Every text of a row of any layout that can be trained on: Alpaca, ShareGPT, records, plain text."""
+    if isinstance(row, str):
+        yield row
+    elif isinstance(row, list):
+        for part in row:
+            yield from _texts(part)
+    elif isinstance(row, dict):
+        for name, value in row.items():
+            if name not in NO_TEXT:
+                yield from _texts(value)

@@ -33,7 +33,9 @@ def training_files(manifest: dict[str, Any] | None) -> tuple[list[Path], list[st
                 else:
                     notes.append(f"{shown(path)} {'has changed' if path.is_file() else 'is gone'} and was not searched")
         before = next((entry for role, entry in manifest["parents"].items() if not role.startswith("data")), None)
-        manifest = read_json(in_project(Path(before["path"]))) if before else None
+        base = manifest.get("base")  # of a run that goes on from a whole model: that model's run
+        below = Path(before["path"]) if before else Path(base["path"]) / "manifest.json" if base else None
+        manifest = read_json(in_project(below)) if below else None
     return list(dict.fromkeys(files)), notes
 
 

@@ -35,17 +35,32 @@ def read_records(path: Path, key: str, max_rows: int, seed: int) -> tuple[list[d
     key: `messages` or `chosen`, which every record must have.
     """
     bad, records = Counter(), []
-    for record in read_jsonl(path):
-        reason = fault_in(record) if isinstance(record, dict) and key in record else f"no_{key}"
-        if reason:
+    for number, record in enumerate(read_jsonl(path), 1):
+        if reason := _unusable(record, key):
             bad[reason] += 1
         else:
-            records.append(record)
+            records.append({"id": str(number)} | record)
     if not records:
-        raise UserFault(f"{shown(path)}: no usable row with '{key}' ({dict(bad) or 'the file is empty'})")
+        raise UserFault(f"{shown(path)}: no usable row with '{key}' ({dict(bad) or 'the file is empty'})\n  a row is "
+                        f"{LAYOUTS[key]}; prepare_data makes such rows of other layouts")  # fmt: skip
     if len(records) > max_rows:
         records = [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), max_rows))]
     return records, bad
+
+
+LAYOUTS = {
+    "messages": '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}',
+    "chosen": '{"prompt": [turns], "chosen": [turn], "rejected": [turn]}, a turn being {"role": ..., "content": ...}',
+}
+
+
+def _unusable(row: Any, key: str) -> str | None:
+    """Why a row cannot be scored, or None. Rows of one's own may have the same names and strings in them."""
+    parts = ("messages",) if key == "messages" else ("prompt", "chosen", "rejected")
+    if not isinstance(row, dict) or key not in row:
+        return f"no_{key}"
+    not_lists = [part for part in parts if not isinstance(row.get(part), list)]
+    return f"{not_lists[0]}_is_no_list_of_turns" if not_lists else fault_in(row)
 
 
 def encode_chats(tokenizer, records: list[dict], max_length: int, loss_on: str) -> TestRows:

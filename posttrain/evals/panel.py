@@ -7,6 +7,7 @@ filled sheet joins the two again and compares the models prompt by prompt.
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections import Counter
@@ -171,7 +172,7 @@ def _sheet_rows(path: Path) -> list[dict[str, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         text = path.read_text(encoding="gb18030", errors="replace")  # as Excel saves Chinese CSV files
-    rows = list(csv.DictReader(text.splitlines(keepends=True), restval=""))
+    rows = list(csv.DictReader(io.StringIO(text), restval=""))  # splitlines would also cut at U+2028 and the like
     lacking = [name for name in ("code", "adherence", "failure_type") if rows and name not in rows[0]]
     if not rows or lacking:
         why = f"no column {', '.join(lacking)}" if lacking else "no rows"
