@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -89,10 +90,10 @@ def table(rows: list[dict[str, list[int]]]) -> Dataset:
 
 
 def read(place: Path) -> Rows | None:
-    """The rows kept in a directory, mapped into memory, or None if they are not there or not whole."""
+    """The rows kept in a directory, mapped into memory, or None if they are not there, not whole or damaged."""
     facts = runs.read_json(place / FACTS)
     try:
-        if facts is None or any((place / name).stat().st_size != size for name, size in facts.pop("sizes").items()):
+        if facts is None or any(_crc32(place / name) != value for name, value in facts.pop("crc32").items()):
             return None
         tables = {name: _mapped(place / f"{name}.arrow") for name in TABLES}
         with contextlib.suppress(OSError):  # a cache that may only be read
@@ -100,6 +101,15 @@ def read(place: Path) -> Rows | None:
     except (OSError, KeyError):  # another process is throwing it away
         return None
     return Rows(**tables, **facts | {name: Counter(facts[name]) for name in ("fates", "val_fates")})
+
+
+def _crc32(file: Path) -> int:
+    """A checksum against damage, at the speed of reading: a wrong token in the rows would be trained without a word."""
+    value = 0
+    with open(file, "rb") as content:
+        while piece := content.read(1 << 22):
+            value = zlib.crc32(piece, value)
+    return value
 
 
 def _mapped(file: Path) -> Dataset:
@@ -115,7 +125,7 @@ def _keep(place: Path, rows: Rows) -> Rows:
             if len(getattr(rows, name)):
                 _write(getattr(rows, name), part / f"{name}.arrow")
         facts = {f.name: getattr(rows, f.name) for f in dataclasses.fields(Rows) if f.name not in TABLES}
-        runs.write_json(part / FACTS, facts | {"sizes": {p.name: p.stat().st_size for p in part.iterdir()}})
+        runs.write_json(part / FACTS, facts | {"crc32": {p.name: _crc32(p) for p in part.iterdir()}})
         shutil.rmtree(place, ignore_errors=True)  # it was not whole, or there would have been nothing to make
         os.rename(part, place)
         _forget_oldest(place)

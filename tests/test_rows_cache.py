@@ -102,7 +102,7 @@ def test_other_content_tokenizer_and_code_make_rows_anew(base, tmp_path, monkeyp
     assert rows_cache.key_of(cfg, start, inputs) != key
 
 
-def test_half_written_sets_are_not_read(base, tmp_path):
+def test_half_written_and_damaged_sets_are_not_read(base, tmp_path):
     cfg = config(base, tmp_path)
     cached(cfg)
     (train,) = (tmp_path / ".cache/rows").glob("*/train.arrow")
@@ -112,6 +112,12 @@ def test_half_written_sets_are_not_read(base, tmp_path):
     train.with_name(rows_cache.FACTS).unlink()
     assert cached(cfg)[1] == 1
     assert cached(cfg)[1] == 0, "what was not whole has been replaced"
+    with open(train, "r+b") as file:  # a wrong token: the size is right
+        file.seek(train.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    assert cached(cfg)[1] == 1 and cached(cfg)[1] == 0
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on(base, tmp_path, monkeypatch, capsys):

@@ -131,7 +131,7 @@ class Forecast:
         against = f" of {self.capacity:.1f} GiB: {self.verdict}" if self.capacity else ""
         parts = {"weights": self.weights, "adapter": self.adapters, "gradients": self.gradients,
                  "optimiser": self.optimizer, "activations": self.activations}  # fmt: skip
-        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items() if size >= 0.005)
+        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items() if size >= 0.005) or "all parts small"
         held = self.reserved - self.allocated
         on_top = [f"allocator {held:.2f}"] if held >= 0.005 else []
         on_top += [f"CUDA {self.context:.2f}" if held else f"Python {self.context:.2f}"] if self.context else []
