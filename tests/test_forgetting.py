@@ -253,8 +253,9 @@ def test_replay_forgets_less():
     """The bench on two seeds: general facts that neither run saw, after the same domain."""
     done = run_command("-m", "bench.forgetting", "--seeds", "2", "--only", "plain,replay+kl_to_base")
     assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines()[:2]:
-        of = json.loads(line)
+    seeds = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # DeepSpeed prints too
+    assert len(seeds) == 2
+    for of in seeds:
         assert of["plain"]["general_loss"] > of["base"]["general_loss"] + 0.2, "the domain alone must cost something"
         assert of["replay+kl_to_base"]["general_loss"] < of["plain"]["general_loss"] - 0.05
         assert of["replay+kl_to_base"]["domain_right"] > of["plain"]["domain_right"] - 0.1
