@@ -11,6 +11,12 @@ class UserFault(PosttrainError):
     """Config, data or a missing file: the user's to mend. Exit 2."""
 
 
+def faults_in(what: str, faults: list[str], most: int = 5) -> UserFault:
+    """The fault of a file with many: what they are, the first `most`, and how many more there are."""
+    more = f"\n  ... and {len(faults) - most} more" if len(faults) > most else ""
+    return UserFault(f"{what}\n  " + "\n  ".join(faults[:most]) + more)
+
+
 class WontFit(PosttrainError):
     """Not enough GPU memory or disk. Exit 3."""
 

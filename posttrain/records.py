@@ -14,6 +14,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import orjson
 
+from posttrain.config import shown
 from posttrain.errors import UserFault
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -131,6 +132,28 @@ def fault_in(record: dict) -> str | None:
     if "text" in record:
         return None if isinstance(record["text"], str) and record["text"].strip() else "empty_text"
     return "not_a_record"
+
+
+def text_of(path: Path) -> str:
+    """The text of a file that a person wrote, UTF-8 with a byte order mark or without. UserFault if it is not."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserFault(f"{shown(path)}: not UTF-8 ({error}); save it as UTF-8") from None
+
+
+def lines_of(path: Path) -> list[str]:
+    """Its lines, stripped. Only line feeds part them: a JSON string may hold U+2028, at which str.splitlines cuts."""
+    return [line.strip() for line in text_of(path).split("\n")]
+
+
+def json_object(line: str) -> dict | str:
+    """The object of a line of JSONL, or what is wrong with the line."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return row if isinstance(row, dict) else "not a JSON object"
 
 
 def read_jsonl(path: Path) -> Iterator[dict]:

@@ -1,14 +1,19 @@
 """TRL's SFTTrainer with the chunked head of losses.py."""
 
 import torch
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
-from posttrain import kl, losses
+from posttrain import arguments, kl, losses
 from posttrain.chat import IGNORED
 from posttrain.errors import CheckFailed
 from posttrain.ewc import EwcPenalty
 from posttrain.forgetting_blocks import KlToBase
+from posttrain.packed_attention import attend_by_document
 from posttrain.replay import HeldCollator
+from posttrain.schedule import Schedule
+from posttrain.stages import TrainCpt, TrainSft
+from posttrain.training import Start
+from posttrain.training_data import Rows
 
 
 class SomethingLearned:
@@ -25,6 +30,24 @@ class SomethingLearned:
             raise CheckFailed(f"a batch of {len(rows)} rows has no trained token; the first begins with the ids "
                               f"{list(rows[0]['input_ids'][:16])}")  # fmt: skip
         return batch
+
+
+def sft_trainer(cfg: TrainSft | TrainCpt, start: Start, lm: torch.nn.Module, rows: Rows, schedule: Schedule,
+                penalty: EwcPenalty | None = None) -> "ChunkedSFTTrainer":  # fmt: skip
+    """The trainer of a run on conversations or on plain text, its rows encoded and packed already."""
+    attend_by_document(lm)
+    return ChunkedSFTTrainer(
+        model=lm,
+        kl_to_base=getattr(cfg, "kl_to_base", None),
+        penalty=penalty,
+        args=arguments.arguments(
+            SFTConfig, cfg, schedule, bool(rows.val), packing=cfg.trainer.packing, eval_packing=False,
+            max_length=cfg.trainer.max_length, dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=rows.train,
+        eval_dataset=rows.val if len(rows.val) else None,
+        processing_class=start.tokenizer,
+    )  # fmt: skip
 
 
 class ChunkedSFTTrainer(SFTTrainer):

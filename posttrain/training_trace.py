@@ -275,8 +275,8 @@ def trace_whole(cfg: Training, arch: dict[str, Any], batch: Batch, quantization:
         log = trace(cfg, with_layers(arch, unroll.TRACED_LAYERS), batch, quantization, double_quant, attn)
         try:
             return log, unroll.events(log, layers)
-        except ValueError:  # layers that are not alike
-            pass
+        except unroll.LayersDiffer:
+            pass  # then all of them are traced
     log = trace(cfg, arch, batch, quantization, double_quant, attn)
     return log, unroll.as_traced(log)
 

@@ -32,14 +32,11 @@ def plan(plan: Plan) -> None:
 
 def main(loaded: Loaded) -> None:
     """Documents, model, TRL's trainer with our head, adapter."""
-    from trl import SFTConfig
-
-    from posttrain import arguments, rows_cache, training, training_data
     from posttrain import rows as rows_of
+    from posttrain import rows_cache, training, training_data
     from posttrain.data import sources
-    from posttrain.packed_attention import attend_by_document
     from posttrain.schedule import plan_steps
-    from posttrain.sft import ChunkedSFTTrainer
+    from posttrain.sft import sft_trainer
 
     cfg: TrainCpt = loaded.config
     parents = training_data.data_parents(cfg.data.train_files, "text")
@@ -52,18 +49,7 @@ def main(loaded: Loaded) -> None:
     schedule = plan_steps(cfg.trainer, len(rows.train))
     sizing = training.say(rows, schedule, loaded, start)
 
-    lm = training.load_trainable(cfg, start)
-    attend_by_document(lm)
-    trainer = ChunkedSFTTrainer(
-        model=lm,
-        args=arguments.arguments(
-            SFTConfig, cfg, schedule, bool(rows.val), packing=cfg.trainer.packing, eval_packing=False,
-            max_length=cfg.trainer.max_length, dataset_kwargs={"skip_prepare_dataset": True},
-        ),
-        train_dataset=rows.train,
-        eval_dataset=rows.val if len(rows.val) else None,
-        processing_class=start.tokenizer,
-    )  # fmt: skip
+    trainer = sft_trainer(cfg, start, training.load_trainable(cfg, start), rows, schedule)
     checkpoint = training.train(trainer, run, cfg.trainer, sizing)
     training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents, sizing)
 

@@ -31,14 +31,11 @@ def plan(plan: Plan) -> None:
 
 def main(loaded: Loaded) -> None:
     """Rows, model, TRL's trainer with our head, adapter."""
-    from trl import SFTConfig
-
-    from posttrain import arguments, ewc, rows_cache, training, training_data
+    from posttrain import ewc, rows_cache, training, training_data
     from posttrain import rows as rows_of
     from posttrain.data import sources
-    from posttrain.packed_attention import attend_by_document
     from posttrain.schedule import plan_steps
-    from posttrain.sft import ChunkedSFTTrainer
+    from posttrain.sft import sft_trainer
 
     cfg: TrainSft = loaded.config
     parents = training_data.data_parents(training_data.files_read(cfg), "sft")
@@ -53,23 +50,11 @@ def main(loaded: Loaded) -> None:
     sizing = training.say(rows, schedule, loaded, start)
 
     lm, penalty = training.load_trainable(cfg, start), None
-    attend_by_document(lm)
     if cfg.ewc:
         checkpointing, store = cfg.trainer.gradient_checkpointing, run.dir / "fisher.safetensors"
         fisher = ewc.stored_fisher(lm, rows.fisher_rows, cfg.ewc, cfg.trainer.seed, checkpointing, store)
         penalty = ewc.EwcPenalty(lm, fisher, cfg.ewc.weight)
-    trainer = ChunkedSFTTrainer(
-        model=lm,
-        kl_to_base=cfg.kl_to_base,
-        penalty=penalty,
-        args=arguments.arguments(
-            SFTConfig, cfg, schedule, bool(rows.val), packing=cfg.trainer.packing, eval_packing=False,
-            max_length=cfg.trainer.max_length, dataset_kwargs={"skip_prepare_dataset": True},
-        ),
-        train_dataset=rows.train,
-        eval_dataset=rows.val if len(rows.val) else None,
-        processing_class=start.tokenizer,
-    )  # fmt: skip
+    trainer = sft_trainer(cfg, start, lm, rows, schedule, penalty)
     checkpoint = training.train(trainer, run, cfg.trainer, sizing)
     training.finish(cfg, loaded, run, trainer, start, rows, schedule, inputs, checkpoint, parents, sizing)
 

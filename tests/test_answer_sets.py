@@ -58,6 +58,20 @@ def test_formats(world):
     assert len(some.ids) == 3 and set(some.ids) <= set(sets["open"].ids)
 
 
+def test_a_json_string_may_hold_what_other_texts_break_lines_at(tmp_path):
+    rows = [{"prompt": "一\u2028二", "answer": "三\x85四"}, {"prompt": "问", "answer": "答"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8")
+    items = answer_sets.read("a", AnswerSet(file=tmp_path / "a.jsonl"), 0)
+    assert items.references == [["三\x85四"], ["答"]] and items.prompts[0][0]["content"] == "一\u2028二"
+
+
+def test_every_unusable_line_is_told_at_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{oops\n[1]\n{}\n" + "[" * 100_000 + "\n", encoding="utf-8")
+    with pytest.raises(UserFault, match="4 unusable rows") as fault:
+        answer_sets.read("a", AnswerSet(file=tmp_path / "a.jsonl"), 0)
+    assert "a.jsonl:1: not JSON" in str(fault.value) and "a.jsonl:2: not a JSON object" in str(fault.value)
+
+
 def test_right_answers_score_full_marks(world):
     for name, block in world["sets"].items():
         items = answer_sets.read(name, AnswerSet(**block), 42)

@@ -14,10 +14,10 @@ from typing import Any
 
 from posttrain import instructions, significance
 from posttrain.config import shown
-from posttrain.errors import UserFault
+from posttrain.errors import UserFault, faults_in
 from posttrain.evals import generation
 from posttrain.plan import Plan
-from posttrain.records import fault_in_turns, record_id
+from posttrain.records import fault_in_turns, json_object, lines_of, record_id, text_of
 from posttrain.stages import AnswerSet, EvalHarness
 
 METRICS = {
@@ -75,8 +75,7 @@ def read(name: str, how: AnswerSet, seed: int) -> Items:
             prompts.append(prompt)
             references.append(right)
     if faults:
-        more = f"\n  ... and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UserFault(f"answer_sets.{name}: {len(faults)} unusable rows\n  " + "\n  ".join(faults[:5]) + more)
+        raise faults_in(f"answer_sets.{name}: {len(faults)} unusable rows", faults)
     if not ids:
         raise UserFault(f"answer_sets.{name}: {shown(how.file)} holds no item")
     chosen = range(len(ids))
@@ -86,30 +85,22 @@ def read(name: str, how: AnswerSet, seed: int) -> Items:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line or place, row) of JSONL, a JSON list, SQuAD's {"data": [...]}, or lines of text and class by a tab."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserFault(f"{shown(path)}: not UTF-8 ({error}); save it as UTF-8") from None
+    """(line or place, row or what is wrong with it): JSONL, a JSON list, SQuAD's {"data": [...]}, or lines of text and
+    class by a tab."""
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserFault(f"{shown(path)}:{number}: not JSON ({error})") from None
+        yield from ((number, json_object(line)) for number, line in enumerate(lines_of(path), 1) if line)
     elif path.suffix == ".json":
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = json.loads(text_of(path))
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UserFault(f"{shown(path)}: not JSON ({error})") from None
         content = content.get("data", content) if isinstance(content, dict) else content
         if not isinstance(content, list):
             raise UserFault(f"{shown(path)}: expected a list of rows, or SQuAD's {{\"data\": [...]}}")
         yield from enumerate(content, 1)
     elif path.suffix in (".txt", ".tsv"):
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
+        for number, line in enumerate(lines_of(path), 1):
+            if line:
                 one, _, label = line.rpartition("\t")
                 yield number, {"text": one.strip(), "label": label.strip()}
     else:
@@ -122,7 +113,7 @@ def _classes(how: AnswerSet, rows: list[tuple[int, Any]]) -> list[str]:
         return how.classes
     beside = how.file.parent / "class.txt"
     if beside.is_file():
-        return [line.strip() for line in beside.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in lines_of(beside) if line]
     found = {str(row.get("label", row.get("answer", ""))).strip() for _, row in rows if isinstance(row, dict)}
     return sorted(found - {""})
 
@@ -130,7 +121,7 @@ def _classes(how: AnswerSet, rows: list[tuple[int, Any]]) -> list[str]:
 def _items(row: Any, how: AnswerSet, classes: list[str]) -> Iterator[tuple[list[dict], list[str]] | str]:
     """(prompt, references) of a row, or why it is none."""
     if not isinstance(row, dict):
-        yield "not a JSON object"
+        yield row if isinstance(row, str) else "not a JSON object"
     elif how.kind == "classification" and "text" in row:
         yield _labelled(row, classes)
     elif how.kind == "extractive_qa" and ("paragraphs" in row or "qas" in row or "context" in row):

@@ -1,6 +1,5 @@
 """Prompts in, answers side by side out: reading the prompts file, counting, and showing it to a person."""
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -11,10 +10,10 @@ from typing import Any
 import yaml
 
 from posttrain.config import shown
-from posttrain.errors import UserFault
+from posttrain.errors import UserFault, faults_in
 from posttrain.evals import panel
 from posttrain.plan import Plan
-from posttrain.records import fault_in_turns, record_id
+from posttrain.records import fault_in_turns, json_object, lines_of, record_id, text_of
 from posttrain.stages import InferCompare
 
 NO_GROUP = "all"
@@ -39,8 +38,7 @@ def read_prompts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         unread.update(row.pop("unread"))
         rows.append(row)
     if faults:
-        more = f"\n  ... and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UserFault(f"prompts: {len(faults)} unusable lines\n  " + "\n  ".join(faults[:5]) + more)
+        raise faults_in(f"prompts: {len(faults)} unusable lines", faults)
     if not rows:
         raise UserFault(f"prompts: {shown(path)} is empty; write a row {{\"prompt\": \"...\"}} a line")
     return rows, [f"prompts: the key '{key}' is not read ({count} rows)" for key, count in unread.items()]
@@ -51,28 +49,16 @@ def _raw_prompts(path: Path) -> list[dict | str | None]:
     if path.suffix not in (".jsonl", ".txt", ".yaml", ".yml"):
         raise UserFault(f"prompts: {shown(path)} is none of .jsonl (a row a prompt), .txt (a line a prompt), .yaml (a "
                         "list)")  # fmt: skip
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserFault(f"prompts: {shown(path)} is not UTF-8 ({error}); save it as UTF-8") from None
     if path.suffix in (".yaml", ".yml"):
         try:
-            rows = yaml.safe_load(text)
+            rows = yaml.safe_load(text_of(path))
         except yaml.YAMLError as error:
             raise UserFault(f"prompts: {shown(path)} is no YAML ({' '.join(str(error).split())})") from None
         if not isinstance(rows, list):
             raise UserFault(f"prompts: {shown(path)} is no YAML list; write `- prompt: ...` for each")
         return [row if isinstance(row, dict) else "not a mapping; expected prompt: ..." for row in rows]
-    lines = [line.strip() for line in text.splitlines()]
-    return [(None if not line else {"prompt": line} if path.suffix == ".txt" else _parsed(line)) for line in lines]
-
-
-def _parsed(line: str) -> dict | str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"not JSON ({error})"
-    return row if isinstance(row, dict) else 'not a JSON object; expected {"prompt": "..."}'
+    of_line = (lambda line: {"prompt": line}) if path.suffix == ".txt" else json_object
+    return [of_line(line) if line else None for line in lines_of(path)]
 
 
 def _prompt(row: dict) -> dict[str, Any] | str:

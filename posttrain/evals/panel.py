@@ -16,7 +16,7 @@ from typing import Any
 
 from posttrain import refusals, significance
 from posttrain.config import shown
-from posttrain.errors import UserFault
+from posttrain.errors import UserFault, faults_in
 from posttrain.runs import read_json, sha256, write_json
 from posttrain.text import folded_text, language
 
@@ -201,8 +201,7 @@ def read_scores(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
                 "adherence": int(given), "failure_type": kind, "comment": (row.get("comment") or "").strip()
             }  # fmt: skip
     if faults:
-        more = f"\n  ... and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise UserFault(f"{shown(path)}: {len(faults)} rows cannot be read\n  " + "\n  ".join(faults[:10]) + more)
+        raise faults_in(f"{shown(path)}: {len(faults)} rows cannot be read", faults, 10)
     if not any(scores.values()):
         raise UserFault(f"{shown(path)}: no row has a score; write 0 to 5 under `adherence`")
     return scores

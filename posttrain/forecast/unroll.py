@@ -15,6 +15,10 @@ FIRST, MIDDLE, LAST = 0, 1, 2
 TRACED_LAYERS = 3
 
 
+class LayersDiffer(Exception):
+    """The traced layers are not alike, so that nothing follows from them for other depths."""
+
+
 class Event(NamedTuple):
     """One storage made (+bytes) or dropped (-bytes). `storage` is its number in the log; `copy` tells layers apart."""
 
@@ -27,7 +31,7 @@ class Event(NamedTuple):
 def events(log: AllocationLog, layers: int) -> list[Event]:
     """The log's events as a model of `layers` decoder layers has them. Without change for the depth of the trace.
 
-    ValueError if the traced layers are not alike, so that nothing can be concluded for deeper models.
+    Raises LayersDiffer.
     """
     copies = layers - TRACED_LAYERS + 1  # of the middle layer: number 1 beside the first, the highest beside the last
     alike = _Alike(log.segments)
@@ -87,7 +91,7 @@ class _Alike:
         try:
             return self.made[layer][stretch][at][0]
         except IndexError:
-            raise ValueError("the traced decoder layers are not alike") from None
+            raise LayersDiffer("the traced decoder layers are not alike") from None
 
 
 def _check(log: AllocationLog, out: list[Event], layers: int) -> None:
@@ -96,11 +100,11 @@ def _check(log: AllocationLog, out: list[Event], layers: int) -> None:
     for event in out:
         key = event.storage, event.copy
         if (event.change > 0) == (key in alive):
-            raise ValueError("the traced decoder layers are not alike")
+            raise LayersDiffer("the traced decoder layers are not alike")
         alive ^= {key}
     dropped = {number for segment in log.segments for change, number in segment.events if change < 0}
     if any(number in dropped for number, _ in alive):
-        raise ValueError("the traced decoder layers are not alike")
+        raise LayersDiffer("the traced decoder layers are not alike")
 
 
 def as_traced(log: AllocationLog) -> list[Event]:
