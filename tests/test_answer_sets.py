@@ -9,8 +9,9 @@ from conftest import chats, make_adapter, run_here, write_rows
 
 from posttrain.errors import UserFault
 from posttrain.evals import answer_sets, generation
+from posttrain.evaluation_blocks import AnswerSet
 from posttrain.runs import read_json
-from posttrain.stages import AnswerSet, EvalHarness
+from posttrain.stages import EvalHarness
 from scripts import eval_harness
 
 ARTICLE = {"data": [{"title": "甲", "paragraphs": [{"id": "1", "context": "长江全长6300公里，流入东海。", "qas": [

@@ -13,7 +13,8 @@ from posttrain.config import ROOT
 # From the top down: a module may import from its own line and from the lines below it. The parts stand side by side
 # and do not know each other; scripts put them together.
 FOUNDATION = {
-    "errors", "config", "blocks", "data_blocks", "forgetting_blocks", "stages", "records", "runs", "plan", "cli",
+    "errors", "config", "blocks", "data_blocks", "evaluation_blocks", "forgetting_blocks", "stages",
+    "records", "runs", "plan", "cli",
     "text", "text_forms", "words", "refusals", "hub", "schedule", "significance", "instructions", "sensitive",
 }  # fmt: skip
 MODEL = {"families", "rendering", "templates", "chat", "documents", "token_view", "model", "losses", "kl", "ewc",

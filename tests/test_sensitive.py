@@ -88,7 +88,7 @@ def test_in_a_conversation(base, tmp_path, monkeypatch, capsys):
 
     from posttrain.blocks import Generation
     from posttrain.evals import models, talk
-    from posttrain.stages import SensitiveFilter
+    from posttrain.evaluation_blocks import SensitiveFilter
 
     lineup = models.line_up({"one": make_adapter(base, tmp_path / "one", 1)})
     how = Generation(max_new_tokens=12, temperature=0)

@@ -16,9 +16,10 @@ from posttrain import instructions, significance
 from posttrain.config import shown
 from posttrain.errors import UserFault, faults_in
 from posttrain.evals import generation
+from posttrain.evaluation_blocks import AnswerSet
 from posttrain.plan import Plan
 from posttrain.records import fault_in_turns, json_object, lines_of, record_id, text_of
-from posttrain.stages import AnswerSet, EvalHarness
+from posttrain.stages import EvalHarness
 
 METRICS = {
     "text": ("bleu4", "rouge_l_char", "rouge_l_jieba", "chrf"),

@@ -19,9 +19,10 @@ from posttrain import templates
 from posttrain.blocks import Generation
 from posttrain.evals import answer_sets, clean, gates, generate, harness, heldout
 from posttrain.evals.models import BASE, Lineup, each_model
+from posttrain.evaluation_blocks import AnswerSet
 from posttrain.records import write_jsonl
 from posttrain.runs import read_json, sha256, write_json
-from posttrain.stages import AnswerSet, EvalHarness
+from posttrain.stages import EvalHarness
 
 
 class Kept:

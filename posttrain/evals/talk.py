@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from posttrain.blocks import Generation
 from posttrain.evals.generate import chat_turn
 from posttrain.evals.models import Lineup, each_model
+from posttrain.evaluation_blocks import SensitiveFilter
 from posttrain.records import Message
 from posttrain.sensitive import SensitiveWords, Stream
-from posttrain.stages import SensitiveFilter
 from posttrain.words import load_list
 
 HELP = "/reset begins anew, /base toggles between adapter and bare base, /help shows this, Ctrl-D ends"
