@@ -26,12 +26,12 @@ COMPLETE = "complete.json"  # written into a checkpoint when everything else is 
 
 class Metrics(TrainerCallback):
     """metrics.jsonl, one printed line per logging step and per validation, and on a terminal one progress bar below
-    them, whatever else tracks the run."""
+    them. Its speed and memory go into the logs, so that trackers get them: it must stand before theirs."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, trainer):
+        self.path, self.trainer = path, trainer
         self.began = self.since = time.time()
-        self.tokens, self.first_step = 0, 0
+        self.first_step = self.tokens_before = 0  # tokens: of the whole run, at the last line
         self.bar, self.card = None, tracking.CardSampler(None)
 
     def on_train_begin(self, args, state, control, **_):
@@ -42,7 +42,7 @@ class Metrics(TrainerCallback):
             kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
             self.path.write_text("".join(kept))
         self.began = self.since = time.time()
-        self.first_step = state.global_step
+        self.first_step, self.tokens_before = state.global_step, counted(self.trainer).get("num_tokens", 0)
         if main_process():
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False,
                             disable=not sys.stderr.isatty())  # fmt: skip
@@ -62,11 +62,13 @@ class Metrics(TrainerCallback):
             return
         line = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}
         line |= {k: round(v, 6) if isinstance(v, float) else v for k, v in logs.items() if k != "epoch"}
+        own = peak_memory() | self.card.since_last()
         if "num_tokens" in logs and "loss" in logs:
-            now = time.time()
-            line["tokens_per_second"] = round((logs["num_tokens"] - self.tokens) / max(now - self.since, 1e-9), 1)
-            self.since, self.tokens = now, logs["num_tokens"]
-        line |= peak_memory() | self.card.since_last()
+            now, before = time.time(), self.tokens_before
+            own["tokens_per_second"] = round((logs["num_tokens"] - before) / max(now - self.since, 1e-9), 1)
+            self.since, self.tokens_before = now, logs["num_tokens"]
+        line |= own
+        logs |= own  # for the trackers, which come after this callback
         with open(self.path, "a") as out:
             out.write(json.dumps(line) + "\n")
         tqdm.write(self._shown(line, state.max_steps))
@@ -90,10 +92,11 @@ class Metrics(TrainerCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Saves by the clock, and marks a checkpoint as complete only when it is."""
+    """Saves by the clock, and marks a checkpoint as complete only when it is. The mark holds what the trainer counted,
+    which transformers does not save."""
 
-    def __init__(self, minutes: float, model):
-        self.minutes, self.model, self.last = minutes, model, time.time()
+    def __init__(self, minutes: float, trainer):
+        self.minutes, self.trainer, self.last = minutes, trainer, time.time()
 
     def on_step_end(self, args, state, control, **_):
         # A save by the clock is for resuming only: it is not evaluated, so timing never decides which one is best.
@@ -101,7 +104,7 @@ class Checkpoints(TrainerCallback):
             control.should_save = True
 
     def on_evaluate(self, args, state, control, **_):
-        models.release_4bit(self.model)
+        models.release_4bit(self.trainer.model)
 
     def on_save(self, args, state, control, **_):
         self.last = time.time()
@@ -111,7 +114,26 @@ class Checkpoints(TrainerCallback):
         if main_process() and folder.is_dir():
             files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE)
             sizes = {str(p.relative_to(folder)): p.stat().st_size for p in files}
-            write_json(folder / COMPLETE, {"step": state.global_step, "files": sizes})
+            mark = {"step": state.global_step, "files": sizes, "counted": counted(self.trainer)}
+            write_json(folder / COMPLETE, mark)
+
+
+COUNTERS = {"num_tokens": ("num_tokens", "_total_train_tokens"), "num_cells": ("num_cells",)}  # our name: a trainer's
+
+
+def counted(trainer) -> dict[str, int]:
+    """Tokens, and cells with padding, that a trainer has trained on so far, under the names of metrics.jsonl."""
+    return {ours: getattr(trainer, theirs) for ours, names in COUNTERS.items() for theirs in names
+            if hasattr(trainer, theirs)}  # fmt: skip
+
+
+def count_on(trainer, checkpoint: Path) -> None:
+    """Let a trainer count on from where a checkpoint stopped."""
+    before = json.loads((checkpoint / COMPLETE).read_text()).get("counted", {})
+    for ours, names in COUNTERS.items():
+        for theirs in names:
+            if ours in before and hasattr(trainer, theirs):
+                setattr(trainer, theirs, before[ours])
 
 
 class CleanStop(TrainerCallback):

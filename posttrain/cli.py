@@ -192,6 +192,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|torch")
     # "No module named 'kernels'": bitsandbytes looks for optional CPU kernels on the hub
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda line: "Setting accelerator to CPU" not in line.getMessage())
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # mtime on overlay file systems
 
 

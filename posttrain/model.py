@@ -1,5 +1,6 @@
 """Tokenizer, base model, quantisation, adapter: found, loaded and identified in one place."""
 
+import functools
 import hashlib
 import os
 import sys
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
-from posttrain import blocks, chat, families, hub, runs, templates
+from posttrain import blocks, chat, families, hub, light_bitsandbytes, runs, templates
 from posttrain.config import in_project, shown
 from posttrain.errors import UserFault
 
@@ -173,26 +174,45 @@ def read_tokenizer(path: Path, trust_remote_code: bool = False) -> Tokenizer:
                         "again") from error  # fmt: skip
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json",
+                   "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+
+
 def tokenizer_sha(path: Path) -> str:
     """SHA-256 over the files that decide how text becomes ids."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
-    hashes = [f"{name}:{runs.sha256(path / name)}" for name in names if (path / name).is_file()]
+    hashes = [f"{name}:{runs.sha256(path / name)}" for name in TOKENIZER_FILES if (path / name).is_file()]
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def load_tokenizer(path: Path, chat_template: str = "auto", trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a base or of a run, with the training template locked in and a padding token set."""
+    return locked_tokenizer(path, chat_template, trust_remote_code)[0]
+
+
+def for_training(path: Path, chat_template: str, trust_remote_code: bool) -> tuple[Tokenizer, templates.Template]:
+    """As locked_tokenizer, but read once a process, unless its files change: the plan of a run reads it first, and a
+    vocabulary of 150,000 takes 1 to 2 CPU seconds."""
+    stamps = tuple((path / name).stat().st_mtime_ns for name in (*TOKENIZER_FILES, "chat_template.jinja")
+                   if (path / name).is_file())  # fmt: skip
+    return _read_once(path, chat_template, trust_remote_code, stamps)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(path: Path, chat_template: str, trust_remote_code: bool, stamps: tuple[int, ...]):
+    return locked_tokenizer(path, chat_template, trust_remote_code)
+
+
+def locked_tokenizer(path: Path, chat_template: str = "auto", trust_remote_code: bool = False
+                     ) -> tuple[Tokenizer, templates.Template]:  # fmt: skip
+    """(tokenizer, template): the tokenizer of a base or of a run with the training template locked in and a padding
+    token set."""
     tokenizer = read_tokenizer(path, trust_remote_code)
-    return locked(tokenizer, templates.choose_template(tokenizer, chat_template))
-
-
-def locked(tokenizer: Tokenizer, template: templates.Template) -> Tokenizer:
-    """The same tokenizer with a training template locked in and a padding token set."""
+    template = templates.choose_template(tokenizer, chat_template)
     chat.lock_template(tokenizer, template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = "<|endoftext|>" if "<|endoftext|>" in tokenizer.get_vocab() else tokenizer.eos_token
     tokenizer.padding_side = "right"
-    return tokenizer
+    return tokenizer, template
 
 
 def load_base(path: Path, precision: str = "auto", quantization: str = "none", double_quant: bool = True,
@@ -247,6 +267,7 @@ def skeleton(path: Path, trust_remote_code: bool = False) -> nn.Module:
 
 def new_adapter(model: PreTrainedModel, lora: blocks.Lora):
     """A fresh LoRA adapter on the base. UserFault if a target module is not in this architecture."""
+    light_bitsandbytes.import_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias=lora.bias,
@@ -257,6 +278,7 @@ def new_adapter(model: PreTrainedModel, lora: blocks.Lora):
 
 def load_adapter(model: PreTrainedModel, adapter_dir: Path, trainable: bool = False):
     """The adapter of a run on its base. UserFault if its shapes are of another base."""
+    light_bitsandbytes.import_bitsandbytes()
     from peft import PeftModel
 
     try:

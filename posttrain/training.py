@@ -79,9 +79,7 @@ def start_from_run(cfg: Training, run: Path, loss_on: str | None = None) -> Star
 def _start(cfg, base, loss_on, adapter_dir, quantization, double_quant) -> Start:
     source = adapter_dir or base.path
     asked = "auto" if adapter_dir else cfg.model.chat_template
-    tokenizer = model.read_tokenizer(source, cfg.model.trust_remote_code)
-    template = templates.choose_template(tokenizer, asked)
-    tokenizer = model.locked(tokenizer, template)
+    tokenizer, template = model.for_training(source, asked, cfg.model.trust_remote_code)
     if loss_on:
         loss_on = templates.learnable(template, loss_on)
     lora = cfg.lora.model_dump() if cfg.finetuning_type == "lora" else {}
@@ -163,8 +161,9 @@ def train(trainer, run: runs.Run, knobs: Trainer, sizing: Sizing) -> Path:
     trainer.add_callback(launch.CheckSharding(trainer))
     trainer.add_callback(callbacks.StopOnNan())
     trainer.add_callback(guards.StepGuard(trainer, run.dir, knobs.on_bad_step, knobs.grad_norm_ratio))
-    trainer.add_callback(callbacks.Metrics(run.dir / "metrics.jsonl"))
-    trainer.add_callback(callbacks.Checkpoints(knobs.save_minutes, trainer.model))
+    metrics = callbacks.Metrics(run.dir / "metrics.jsonl", trainer)
+    trainer.callback_handler.callbacks.insert(0, metrics)  # before the trackers, which shall have its figures too
+    trainer.add_callback(callbacks.Checkpoints(knobs.save_minutes, trainer))
     trainer.add_callback(calibration.Calibration(sizing, run))
     if longest_batch.wanted(knobs.probe_longest):
         trainer.add_callback(longest_batch.LongestFirst(trainer, sizing))
@@ -174,6 +173,8 @@ def train(trainer, run: runs.Run, knobs: Trainer, sizing: Sizing) -> Path:
     launch.check_same_start(checkpoint)
     if checkpoint and runs.main_process():
         print(f"going on from {shown(checkpoint)}", flush=True)
+    if checkpoint:
+        callbacks.count_on(trainer, checkpoint)
     tracking.begin(trainer.args)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
     if state and callbacks.at_its_end(state):

@@ -51,6 +51,11 @@ def stage_here(stage: str, base: Path, data: Path, run: Path, **values) -> subpr
 # ------------------------------------------------------------------ moments to kill at
 
 
+def lines_of(run: Path) -> list[dict]:
+    """What metrics.jsonl holds."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def reached(run: Path) -> int:
     """The last step of metrics.jsonl."""
     try:
@@ -143,9 +148,9 @@ def test_kill_points(stage, base, data, tmp_path):
         print("|", *(f"{cell} |" for cell in row), f"`{made[:16]}` |")
     assert made == expected
     assert sum("checkpoint being written" in row[1] for row in rows) >= 1
-    steps = [line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-             if "loss" in line]  # fmt: skip
-    assert steps == list(range(1, STEPS + 1))
+    counted = [[[line.get(name) for name in ("step", "loss", "num_tokens", "num_cells")] for line in lines_of(folder)
+                if "loss" in line] for folder in (tmp_path / "whole", run)]  # fmt: skip
+    assert counted[0] == counted[1] and [line[0] for line in counted[1]] == list(range(1, STEPS + 1))
 
 
 # ------------------------------------------------------------------ an interrupted run, looked at from all sides
@@ -206,4 +211,6 @@ def test_a_checkpoint_without_its_optimiser_is_left_out_by_name(interrupted, bas
     done = stage_here("sft", base, data, run, **{"trainer.logging_steps": 2})
     assert done.returncode == 0, done.stderr
     assert f"{newest.name}: not written to its end (optimizer.pt is missing), left out" in done.stdout
+    tokens = [line["num_tokens"] for line in lines_of(run) if "loss" in line]
+    assert len(tokens) > 20 and tokens == sorted(tokens)  # counted on from where the checkpoint stopped
     assert "going on from" in done.stdout and json.loads((run / "manifest.json").read_text())["resumed"]

@@ -70,13 +70,15 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("stderr", [Terminal, io.StringIO])
 def test_a_bar_on_a_terminal_and_lines_everywhere(stderr, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "stderr", stderr())
-    metrics, args = Metrics(tmp_path / "metrics.jsonl"), None
+    metrics, args = Metrics(tmp_path / "metrics.jsonl", SimpleNamespace()), None
     state = SimpleNamespace(global_step=0, max_steps=4, epoch=0.0)
     metrics.on_train_begin(args, state, None)
     for step in range(1, 5):
         state.global_step = step
         metrics.on_step_end(args, state, None)
-        metrics.on_log(args, state, None, {"loss": 1.0 / step, "learning_rate": 1e-4, "num_tokens": 10 * step})
+        logs = {"loss": 1.0 / step, "learning_rate": 1e-4, "num_tokens": 10 * step}
+        metrics.on_log(args, state, None, logs)
+        assert logs["tokens_per_second"] > 0 and "rss_gib" in logs  # the trackers come after it
     metrics.on_train_end(args, state, None)
     drawn = sys.stderr.getvalue()
     assert ("4/4" in drawn) == isinstance(sys.stderr, Terminal) and (drawn == "") != isinstance(sys.stderr, Terminal)
