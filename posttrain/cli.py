@@ -8,6 +8,7 @@ import argparse
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -94,7 +95,11 @@ def run_stage(cls: type[StageConfig], plan: Callable[[Plan], None], main: Callab
     if suggest:
         parser.add_argument("--suggest", nargs="?", const="", metavar="PATH",
                             help="write the best config that fits the card, and stop")  # fmt: skip
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        keys = [word for word in unknown if re.match(r"[\w.]+=", word)]
+        hint = f"; every key has a --set of its own: {' '.join(f'--set {key}' for key in keys)}" if keys else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     given = {key: getattr(args, key) for key, _ in flags.values() if getattr(args, key) is not None}
     signal.signal(signal.SIGTERM, _terminated)
     when_memory_ends(None)

@@ -96,7 +96,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UserFault(f"{shown(path)}: expected `key: value` lines, got {type(values).__name__}")
+        raise UserFault(f"{shown(path)}: expected `key: value` lines, got {type(values).__name__}"
+                        + (f" (prompts? --set prompts={shown(path)})" if isinstance(values, list) else ""))  # fmt: skip
     return values
 
 
@@ -258,8 +259,10 @@ def did_you_mean(cls: type[BaseModel], key: str) -> str | None:
     """The key path that was probably meant by an unknown one, or None."""
     known = schema_keys(cls)
     parent, _, name = key.rpartition(".")
-    if ALIASES.get(name) in known:
-        return ALIASES[name]
+    alias = ALIASES.get(name, "")
+    for meant in (alias, alias.rpartition(".")[2]):  # eval_harness has `base` outside of a block
+        if meant in known:
+            return meant
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     close = get_close_matches(key, siblings, 1, 0.6) or [k for k in known if k.rpartition(".")[2] == name]
     close = close or get_close_matches(name, [k.rpartition(".")[2] for k in known], 1, 0.75)

@@ -234,7 +234,7 @@ def of_the_run(start) -> dict[str, Any]:
     if start is None or not start.adapter_dir:
         return {}
     return {"quantization": start.quantization, "double_quant": start.double_quant, "lora_r": start.lora["r"],
-            "target_modules": start.lora["target_modules"]}  # fmt: skip
+            "target_modules": start.lora["target_modules"], "use_dora": start.lora["use_dora"]}  # fmt: skip
 
 
 def widths_of(rows) -> list[int]:

@@ -13,7 +13,7 @@ from posttrain.schedule import plan_steps
 def predict(cfg: Training, arch: dict[str, Any], vram_gib: float | None, *, card: str | None = None,
             widths: Sequence[int] = (), val_widths: Sequence[int] = (), quantization: str | None = None,
             double_quant: bool | None = None, lora_r: int | None = None,
-            target_modules: list[str] | None = None) -> Forecast:  # fmt: skip
+            target_modules: list[str] | None = None, use_dora: bool | None = None) -> Forecast:  # fmt: skip
     """Peak memory of a training step of `cfg`.
 
     arch: the content of the base's config.json. vram_gib: as in the hardware file; 0 is a CPU, held against the
@@ -27,7 +27,7 @@ def predict(cfg: Training, arch: dict[str, Any], vram_gib: float | None, *, card
     from posttrain.forecast import caching, peak
 
     on_card, kind = vram_gib != 0, cards.card_named(card)
-    cfg = _as_it_runs(cfg, on_card, kind, lora_r, target_modules)
+    cfg = _as_it_runs(cfg, on_card, kind, lora_r, target_modules, use_dora)
     batch = training_trace.Batch(
         rows=cfg.trainer.per_device_train_batch_size, longest=_longest(cfg, widths), accumulation=_accumulation(cfg),
         eval_rows=cfg.trainer.per_device_eval_batch_size if _validates(cfg) else 0,
@@ -50,12 +50,14 @@ def predict(cfg: Training, arch: dict[str, Any], vram_gib: float | None, *, card
     )  # fmt: skip
 
 
-def _as_it_runs(cfg: Training, on_card: bool, card: cards.Card, lora_r: int | None, targets: list[str] | None):
+def _as_it_runs(cfg: Training, on_card: bool, card: cards.Card, lora_r: int | None, targets: list[str] | None,
+                use_dora: bool | None) -> Training:  # fmt: skip
     """The config with what `auto` means on that card, and with the adapter of the run that is continued."""
     auto = "fp32" if not on_card else "bf16" if card.flash else "fp16"
     precision = auto if cfg.trainer.precision == "auto" else cfg.trainer.precision
     attention = "sdpa" if cfg.model.attn_implementation == "auto" else cfg.model.attn_implementation
-    lora = {"r": lora_r or cfg.lora.r, "target_modules": targets or cfg.lora.target_modules}
+    lora = {"r": lora_r or cfg.lora.r, "target_modules": targets or cfg.lora.target_modules,
+            "use_dora": cfg.lora.use_dora if use_dora is None else use_dora}  # fmt: skip
     return cfg.model_copy(update={
         "trainer": cfg.trainer.model_copy(update={"precision": precision}),
         "model": cfg.model.model_copy(update={"attn_implementation": attention}),

@@ -147,6 +147,8 @@ def test_a_continued_run_decides_what_is_its_own():
     quantised = predict(config, SMALL, facts["vram_gib"], quantization="nf4", lora_r=4)
     assert quantised.weights < plain.weights and quantised.adapters < plain.adapters / 4
     assert plain.capacity == 23.5 and plain.flops > quantised.flops > 0
+    dora = predict(config, SMALL, facts["vram_gib"], use_dora=True)
+    assert dora.adapters > plain.adapters and dora.total > plain.total
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)

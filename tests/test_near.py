@@ -7,6 +7,7 @@ import pytest
 
 from posttrain.data import kernels, near
 from posttrain.data.folding import fold
+from posttrain.errors import WontFit
 
 
 def jaccard(a: str, b: str) -> float:
@@ -75,3 +76,9 @@ def test_the_threshold_is_exact(tmp_path):
 
 def test_nothing_to_compare(tmp_path):
     assert near.clusters([], np.zeros(0, np.int64), 0.8, in_process).tolist() == []
+
+
+def test_more_records_than_a_pair_of_numbers_can_hold(monkeypatch):
+    monkeypatch.setattr(near, "MOST", 3)
+    with pytest.raises(WontFit, match="4 records to compare: more than 3 .*\n.*near_duplicate=keep"):
+        near.clusters([], np.arange(4), 0.85, in_process)
