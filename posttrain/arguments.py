@@ -8,12 +8,17 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from transformers import TrainingArguments
 
-from posttrain import model, tracking
-from posttrain.blocks import Training
-from posttrain.errors import UserFault
-from posttrain.schedule import Schedule
+from posttrain.light_bitsandbytes import import_bitsandbytes
+
+import_bitsandbytes()  # before PEFT does, which the next line imports
+
+from transformers import TrainingArguments  # noqa: E402
+
+from posttrain import model, tracking  # noqa: E402
+from posttrain.blocks import Training  # noqa: E402
+from posttrain.errors import UserFault  # noqa: E402
+from posttrain.schedule import Schedule  # noqa: E402
 
 
 def arguments(cls: type[TrainingArguments], cfg: Training, schedule: Schedule, validates: bool, **more: Any):

@@ -1,5 +1,6 @@
 """The blocks of config keys that several stages share. Trainer knobs carry TRL's and transformers' names."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,6 +194,15 @@ class Export(Block):
     """Where the exported folder goes (outputs/adapters/... or outputs/merged/...)."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of merged weights; auto is the base's own."""
+    max_shard_size: str = "5GB"
+    """Largest file of merged weights (transformers' word, whose own 50GB is hard to move from a rented box)."""
+    quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Of merged weights: what is left in output_dir is quantised by bitsandbytes, to 4 bit (nf4, fp4) or LLM.int8."""
+    gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = "none"
+    """Of merged weights: also a GGUF file for llama.cpp and Ollama, made by llama.cpp's converter. These types need no
+    compiled llama.cpp."""
+    llama_cpp_dir: ProjectPath | None = None
+    """A clone of llama.cpp, for gguf. null: the environment variable LLAMA_CPP_DIR, then the PATH."""
     merge_base: Literal["auto", "dequantized", "unquantized"] = "auto"
     """For a QLoRA run: which weights the adapter is added to. auto measures both and takes the nearer to training."""
     num_check_prompts: int = Field(16, ge=1)
@@ -200,9 +210,20 @@ class Export(Block):
     max_logit_diff: float | None = Field(None, gt=0)
     """Bound on the mean absolute logit difference; null takes the bound of the precision (docs/architecture.md)."""
     min_top1: float | None = Field(None, ge=0, le=1)
-    """Bound on the share of positions with the same most likely token; null takes the bound of the precision."""
+    """Bound on the share of positions with the same most likely token; null takes the bound of the precision. With
+    `quantization`, both are bounds of the quantised weights around the merged ones."""
+    card_language: Literal["en", "zh"] = "en"
+    """Language of the model card, README.md."""
     overwrite: bool = False
     """Set an existing export of other content aside instead of refusing."""
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _size_of_a_file(cls, value):
+        number = re.fullmatch(r"(\d+(?:\.\d+)?)(?:KB|MB|GB|TB)", value)
+        if not number or not float(number[1]):
+            raise ValueError("not a size of a file; choose one such as 5GB, 500MB or 0.5GB")
+        return value
 
 
 class Generation(Block):

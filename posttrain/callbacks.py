@@ -63,6 +63,7 @@ class Metrics(TrainerCallback):
         line = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}
         line |= {k: round(v, 6) if isinstance(v, float) else v for k, v in logs.items() if k != "epoch"}
         own = peak_memory() | self.card.since_last()
+        self.since += logs.get("eval_runtime", 0.0)  # validating is no part of the speed of training
         if "num_tokens" in logs and "loss" in logs:
             now, before = time.time(), self.tokens_before
             own["tokens_per_second"] = round((logs["num_tokens"] - before) / max(now - self.since, 1e-9), 1)

@@ -3,13 +3,7 @@ What leaves a training run: its adapter, or the base with the adapter merged in.
 against the adapter-on model on real conversations before it counts as done.
 """
 
-import multiprocessing
-import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +12,8 @@ from posttrain.agreement import Agreement, agreement, kept_share, logits_of, tab
 from posttrain.config import shown
 from posttrain.errors import CheckFailed, WontFit
 from posttrain.export_checks import PRECISIONS, Merged, bounds, judge, judge_drift
+from posttrain.export_folder import in_fresh_process
 from posttrain.stages import ExportLora
-
-RECORD = ("status.json", "config.yaml")  # of the run that writes the export
-
 
 # ------------------------------------------------------------------ measuring
 
@@ -67,26 +59,11 @@ def free_memory() -> None:
 # ------------------------------------------------------------------ merging
 
 
-def in_fresh_process(work, *args):
-    """Call `work` in a new process without a card. bitsandbytes 0.50 repacks 4-bit weights on CPUs at the first forward
-    pass, after which a merge reads them wrongly (top-1 agreement 0.4 % measured), and says nothing; here none has run.
-    It also gives all its memory back at its end."""
-    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_hide_card)
-    try:
-        with pool:
-            return pool.submit(work, *args).result()
-    except BrokenProcessPool:
-        raise WontFit("the merging process was killed, most likely for want of memory (the machine's, not the card's): "
-                      "a merge holds the whole base; close other programs, or take a larger machine") from None
-
-
-def _hide_card() -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def merge(directory: Path, facts, weights: str, precision: str, dtype: str, trust_remote_code: bool) -> None:
-    """Write base + adapter in `dtype` to `directory`. weights: "dequantized" is the 4-bit base as it was trained on,
-    taken back to 16 or 32 bit; "base" and "unquantized" are the base as it lies on disk. CheckFailed on NaN."""
+def merge(directory: Path, facts, weights: str, precision: str, dtype: str, shard: str, trust_remote_code: bool
+          ) -> None:  # fmt: skip
+    """Write base + adapter in `dtype` to `directory`, in files of at most `shard`. weights: "dequantized" is the 4-bit
+    base as it was trained on, taken back to 16 or 32 bit; "base" and "unquantized" are the base as it lies on disk.
+    CheckFailed on NaN."""
     import torch
 
     from posttrain import model
@@ -105,7 +82,15 @@ def merge(directory: Path, facts, weights: str, precision: str, dtype: str, trus
         merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise CheckFailed(f"{shown(facts.dir)}: merging gives values that are not finite ({error})") from None
-    merged.to(getattr(torch, dtype)).save_pretrained(directory)
+    save(merged.to(getattr(torch, dtype)), directory, shard)
+
+
+def save(model, directory: Path, shard: str) -> None:
+    """save_pretrained. A head that was trained apart from the embeddings stays so: of tied ones only one is written."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight.data_ptr() != embeddings.weight.data_ptr():
+        model.config.tie_word_embeddings = False
+    model.save_pretrained(directory, max_shard_size=shard)
 
 
 def measure_merged(directory: Path, dtype: str, rows: list[list[int]], reference: Reference,
@@ -130,7 +115,7 @@ def merged(cfg: ExportLora, facts, precision: str, dtype: str, rows: list[list[i
     measured = {}
     for weights in ways:
         print(f"merging into the {weights} weights in {dtype}", flush=True)
-        todo = (part / weights, facts, weights, precision, dtype, trust_remote_code)
+        todo = (part / weights, facts, weights, precision, dtype, cfg.max_shard_size, trust_remote_code)
         if facts.quantization == "none":
             merge(*todo)
         else:
@@ -200,7 +185,7 @@ def whole(cfg: ExportLora, facts, dtype: str, rows: list[list[int]], part: Path,
     trained = model.load_base(facts.dir, "fp32", trust_remote_code=trust_remote_code)
     wanted = list(logits_of(trained, rows))
     spread = sum(x.std(-1).mean().item() for x in wanted) / len(wanted)
-    trained.to(getattr(torch, dtype)).save_pretrained(part)
+    save(trained.to(getattr(torch, dtype)), part, cfg.max_shard_size)
     del trained
     free_memory()
     drift = agreement(logits_of(model.load_base(part, PRECISIONS[dtype], trust_remote_code=trust_remote_code), rows),
@@ -226,46 +211,3 @@ def make(cfg: ExportLora, facts, precision: str, dtype: str, rows: list[list[int
     except torch.OutOfMemoryError:
         raise WontFit(f"the card has no room for this export in {dtype}\n  choose: --set export.dtype=bfloat16, or run "
                       "it without the card: put CUDA_VISIBLE_DEVICES= before the command") from None  # fmt: skip
-
-
-# ------------------------------------------------------------------ tokenizer, folder
-
-
-def save_tokenizer(tokenizer, conversations: list[dict], part: Path) -> None:
-    """Write the tokenizer with the serving template (without training marks), reload it, and demand that it renders
-    and encodes every check conversation as training did. CheckFailed if not."""
-    from transformers import AutoTokenizer
-
-    from posttrain import templates
-
-    trained = tokenizer.chat_template
-    tokenizer.chat_template = templates.serving_template(trained)
-    tokenizer.save_pretrained(part)
-    tokenizer.chat_template = trained
-    served = AutoTokenizer.from_pretrained(part)
-    for conversation in conversations:
-        for turns, prompt in ((conversation["messages"], False), (conversation["messages"][:-1], True)):
-            texts = [t.apply_chat_template(turns, tools=conversation.get("tools"), tokenize=False,
-                                           add_generation_prompt=prompt, enable_thinking=False)
-                     for t in (tokenizer, served)]  # fmt: skip
-            if texts[0] != texts[1] or tokenizer(texts[0])["input_ids"] != served(texts[1])["input_ids"]:
-                raise CheckFailed(f"{shown(part.parent)}: the exported tokenizer or template renders otherwise than in "
-                                  f"training: {texts[0]!r} became {texts[1]!r}")  # fmt: skip
-
-
-@contextmanager
-def unfinished(directory: Path) -> Iterator[Path]:
-    """A place inside `directory` to write to. At the end its files replace what lies there; if anything goes wrong it
-    is removed, so that a directory never looks whole that was not checked."""
-    part = directory / ".unchecked"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        for old in directory.iterdir():
-            if old.is_file() and old.name not in RECORD:
-                old.unlink()
-        for file in sorted(part.iterdir()):
-            file.rename(directory / file.name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

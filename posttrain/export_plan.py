@@ -2,21 +2,22 @@
 What export_lora would do, without torch: which stage a config is of, the base, the place, the size, the checks.
 """
 
-import json
-import struct
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from posttrain import runs
+from posttrain import export_gguf, runs
 from posttrain.blocks import Training
 from posttrain.config import Loaded, in_project, leaves, read_yaml, schema_keys, shown
 from posttrain.errors import UserFault
-from posttrain.export_checks import BOUNDS, PRECISIONS
+from posttrain.export_checks import BOUNDS, PRECISIONS, QUANTIZED, tensors_on_disk
+from posttrain.export_serving import vllm_faults
 from posttrain.forecast import memory
 from posttrain.plan import origin_of
 from posttrain.runs import read_json
 from posttrain.stages import TRAINING_STAGES, ExportLora
+
+GGUF_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}  # of a weight
+QUANTIZED_BYTES = {"nf4": 0.6, "fp4": 0.6, "int8": 1.1}  # of a packed weight with its scales, rounded up
 
 
 def training_class(path: Path) -> type[Training]:
@@ -62,15 +63,16 @@ def other_base(loaded: Loaded, manifest: dict) -> str | None:
             f"{f', this one {found[:12]}' if found else ''}; leave model.base out: the run knows its base")  # fmt: skip
 
 
-def elements_on_disk(directory: Path) -> int:
-    """Elements of all tensors in a directory's safetensors files, read from their headers."""
-    total = 0
-    for file in directory.glob("*.safetensors"):
-        with open(file, "rb") as f:
-            header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-        for name, tensor in header.items():
-            total += prod(tensor["shape"]) if name != "__metadata__" else 0
-    return total
+def faults_of_run(run: Path, manifest: dict) -> list[str]:
+    """What of a finished run is gone: its weights, or the directory of its base (a base of the hub is looked for when
+    it is loaded). Whether they are those that were trained is checked then, by their hashes."""
+    found, base = [], manifest["base"]
+    if not any(run.glob("*.safetensors")):
+        found.append(f"run: {shown(run)} has no *.safetensors any more; put its weights back, or train again")
+    if manifest["kind"] == "adapter" and base["id"] == base["path"] and not in_project(Path(base["path"])).is_dir():
+        found.append(f"base: {base['path']}, on which {shown(run)} was trained, is not on disk; put that directory "
+                     "back, or train the adapter anew on a base that is here")  # fmt: skip
+    return found
 
 
 def dtype_of_export(cfg: ExportLora, base: Path | None) -> str:
@@ -83,23 +85,43 @@ def dtype_of_export(cfg: ExportLora, base: Path | None) -> str:
     return named if named in PRECISIONS else "float32"
 
 
-def size(cfg: ExportLora, training: Training, manifest: dict[str, Any] | None) -> tuple[int, str]:
-    """(bytes written at most, what is written). Two merged models stand on the disk while merge_base auto compares."""
+def elements(cfg: ExportLora, training: Training, manifest: dict[str, Any] | None) -> tuple[int, int]:
+    """(elements of the linear layers, which quantisation packs; of embeddings, head and norms) of the whole model, from
+    the files or, for a base that is not on disk, from its known architecture; (0, 0) if neither is known."""
     trained = manifest["base"] if manifest else {"id": training.model.base, "path": training.model.base}
+    found = tensors_on_disk(cfg.run) if training.finetuning_type == "full" and manifest else {}
     base = in_project(Path(trained["path"]))
+    found = found or (tensors_on_disk(base) if base.is_dir() else {})
+    if found:
+        linear = sum(n for name, n in found.items() if ".layers." in name and "norm" not in name)
+        return linear, sum(found.values()) - linear
+    arch = memory.architecture(trained["id"])
+    if not arch:
+        return 0, 0
+    counts, other = memory.parameter_counts(arch)
+    return sum(counts), other
+
+
+def size(cfg: ExportLora, training: Training, manifest: dict[str, Any] | None) -> tuple[int, str]:
+    """(bytes on the disk at most, what is written). Two merged models stand there while merge_base auto compares; then
+    the nearer one with its GGUF file and its quantised copy."""
     if cfg.mode == "adapter":
         file = cfg.run / "adapter_model.safetensors"
-        return (file.stat().st_size if file.is_file() else 0), "adapter, tokenizer, README.md, manifest.json"
-    elements = elements_on_disk(cfg.run) if training.finetuning_type == "full" and manifest else 0
-    elements = elements or (elements_on_disk(base) if base.is_dir() else 0)
-    arch = memory.architecture(trained["id"])
-    if not elements and arch:
-        linear, other = memory.parameter_counts(arch)
-        elements = sum(linear) + other
+        return (file.stat().st_size if file.is_file() else 0), "adapter, tokenizer, README.md, serve.sh, manifest.json"
+    trained = manifest["base"]["path"] if manifest else training.model.base
+    base = in_project(Path(trained))
+    linear, other = elements(cfg, training, manifest)
     dtype = dtype_of_export(cfg, base) if base.is_dir() or cfg.dtype != "auto" else "bfloat16"
+    width = 4 if dtype == "float32" else 2
+    whole = (linear + other) * width
+    gguf = int((linear + other) * GGUF_BYTES.get(cfg.gguf, 0))
+    packed = int(linear * QUANTIZED_BYTES[cfg.quantization] + other * width) if cfg.quantization != "none" else 0
     both = cfg.merge_base == "auto" and quantization_of(training, manifest) != "none"
-    note = f"merged weights in {dtype}{', two while they are compared' if both else ''}, tokenizer, README.md"
-    return elements * (4 if dtype == "float32" else 2) * (1 + both), note if elements else f"{note}; size unknown"
+    files = [f"merged weights in {dtype} (files up to {cfg.max_shard_size}{', two while they are compared' * both})"]
+    files += [f"their copy in {cfg.quantization}, which takes their place"] if packed else []
+    files += [f"a GGUF file in {cfg.gguf}"] if gguf else []
+    note = ", ".join([*files, "tokenizer, README.md, serve.sh, Modelfile"])
+    return max(whole * (1 + both), whole + gguf + packed), note if whole else f"{note}; size unknown"
 
 
 def quantization_of(training: Training, manifest: dict[str, Any] | None) -> str:
@@ -114,10 +136,21 @@ def checks(cfg: ExportLora, training: Training, manifest: dict[str, Any] | None)
              "the run's validation (else training) file"]  # fmt: skip
     if cfg.mode == "adapter":
         return [*lines, "bound: equal to the last bit; exit 4 otherwise, or where the adapter is zero or not finite"]
-    mean = f"{cfg.max_logit_diff:g}" if cfg.max_logit_diff else \
+    own = cfg.quantization == "none"  # else bounds of one's own are those of the quantised weights
+    mean = f"{cfg.max_logit_diff:g}" if cfg.max_logit_diff and own else \
         ", ".join(f"{name} {BOUNDS[name][0]:g}" for name in BOUNDS) + " standard deviations of the logits"  # fmt: skip
-    top1 = f"{cfg.min_top1:g}" if cfg.min_top1 is not None else ", ".join(f"{n} {BOUNDS[n][1]:g}" for n in BOUNDS)
+    top1 = f"{cfg.min_top1:g}" if cfg.min_top1 is not None and own else \
+        ", ".join(f"{n} {BOUNDS[n][1]:g}" for n in BOUNDS)  # fmt: skip
     lines += [f"bound: mean |logit difference| at most {mean}; top-1 agreement at least {top1}"]
+    if cfg.quantization != "none":
+        mean, top1 = QUANTIZED[cfg.quantization]
+        mean = f"{cfg.max_logit_diff:g}" if cfg.max_logit_diff else f"{mean:g} standard deviations"
+        top1 = top1 if cfg.min_top1 is None else cfg.min_top1
+        lines += [f"quantised in {cfg.quantization}: reloaded and compared with the merged weights; mean at most "
+                  f"{mean}, top-1 at least {top1:g}"]  # fmt: skip
+    if cfg.gguf != "none":
+        lines += ["GGUF: template, tokens and layers read back and compared; with the package llama_cpp also the token "
+                  "ids of the golden conversations and the logits"]  # fmt: skip
     if training.finetuning_type == "full":
         return lines
     lines += ["exit 4 too where the merged model is the base, holds not what the adapter changes, or is not finite"]
@@ -128,12 +161,50 @@ def checks(cfg: ExportLora, training: Training, manifest: dict[str, Any] | None)
     return lines
 
 
-def no_adapter(cfg: ExportLora, training: Training) -> list[str]:
-    """The fault where an adapter is asked of a run that trained every weight."""
-    if training.finetuning_type == "lora" or cfg.mode == "merged":
+def faults_of_mode(cfg: ExportLora, training: Training) -> list[str]:
+    """The faults where an adapter is asked of a run that trained every weight, or forms of an adapter that only merged
+    weights have."""
+    if cfg.mode == "merged":
         return []
-    return [f"export.mode: adapter, but {shown(cfg.run)} trains every weight (finetuning_type: full); "
-            "--set export.mode=merged writes the whole model in export.dtype, with the serving template"]  # fmt: skip
+    found = []
+    if training.finetuning_type == "full":
+        found += [f"export.mode: adapter, but {shown(cfg.run)} trains every weight (finetuning_type: full); --set "
+                  "export.mode=merged writes the whole model in export.dtype, with the serving template"]  # fmt: skip
+    for key in ("quantization", "gguf"):
+        if getattr(cfg, key) != "none":
+            found += [f"export.{key}: {getattr(cfg, key)} is of merged weights, and export.mode is adapter\n"
+                      f"      choose: --set export.mode=merged, or --set export.{key}=none"]  # fmt: skip
+    return found
+
+
+def faults_of_gguf(cfg: ExportLora, manifest: dict[str, Any] | None) -> list[str]:
+    """The fault where GGUF is asked for and its converter is not here, or, once the run is there, does not take its
+    architecture and tokenizer: tried on the vocabulary alone, before hours of work."""
+    if cfg.gguf == "none" or cfg.mode != "merged":
+        return []
+    try:
+        converter = export_gguf.find_converter(cfg.llama_cpp_dir)
+        config = manifest and next((file for place in (cfg.run, in_project(Path(manifest["base"]["path"])))
+                                    if (file := place / "config.json").is_file()), None)  # fmt: skip
+        if config:
+            export_gguf.check_converter(converter, config, cfg.run)
+    except UserFault as fault:
+        return [str(fault)]
+    return []
+
+
+def vllm_note(cfg: ExportLora, training: Training, manifest: dict[str, Any] | None) -> str:
+    """What vLLM would not load of an adapter export, with the way out; "" if it would load it. Of a run that is not
+    there yet, by its config."""
+    if cfg.mode != "adapter" or training.finetuning_type == "full":
+        return ""
+    planned = {"r": training.lora.r, "use_dora": training.lora.use_dora, "bias": training.lora.bias}
+    settings = (read_json(cfg.run / "adapter_config.json") if manifest else None) or planned
+    why = vllm_faults(settings, list(tensors_on_disk(cfg.run)) if manifest else [])
+    if not why:
+        return ""
+    return (f"vLLM does not load this adapter ({', '.join(why)}); PEFT does. For vLLM export merged weights: --set "
+            f"export.mode=merged --set export.output_dir=outputs/merged/{cfg.run.name}")  # fmt: skip
 
 
 def faults_of_place(cfg: ExportLora) -> list[str]:

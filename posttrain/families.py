@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from posttrain import blocks
 from posttrain.config import shown
 from posttrain.errors import UserFault
+from posttrain.runs import read_json
 
 ALL_LINEAR = "all-linear"
 GOOD = "a Qwen, Llama, Mistral, Yi, InternLM3 or DeepSeek base"
@@ -48,6 +49,19 @@ def check_remote_code(directory: Path, trust_remote_code: bool) -> None:
         raise UserFault(f"{why}, and it brings no Python of its own\n  choose {GOOD}")
     raise UserFault(f"{why}; it brings Python of its own, written for transformers {written}\n  choose {GOOD}; or read "
                     "that code and set model.trust_remote_code=true (--dry-run then says whether it runs)")  # fmt: skip
+
+
+def check_unquantized(directory: Path) -> None:
+    """UserFault for a base whose weights lie on the disk quantised (an export in nf4; AWQ, GPTQ and 4-bit bases of the
+    hub): it would train in that form whatever model.quantization says, and its manifest would say "none"."""
+    config = read_json(directory / "config.json")
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    if found:
+        method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
+        raise UserFault(f"model.base: {shown(directory)} is quantised already (quantization_config of its config.json: "
+                        f"{method}), and that cannot be trained further\n  choose: the base as it was before, with "
+                        "--set model.quantization=nf4 for QLoRA; of an export, the one with export.quantization: none"
+                        )  # fmt: skip
 
 
 def check_head(model: nn.Module, directory: Path) -> None:

@@ -355,9 +355,11 @@ def adapter_facts(adapter_dir: Path) -> AdapterFacts:
     if settings is None and is_whole(runs.read_json(adapter_dir / "manifest.json")):
         raise UserFault(f"{shown(adapter_dir)}: a whole model, not an adapter; go on from it with "
                         f"model.base={shown(adapter_dir)} and sft_run=null (of train_sft: cpt_run=null)")  # fmt: skip
-    if settings is None:
-        raise UserFault(f"{shown(adapter_dir)}: no adapter there (adapter_config.json is missing); run the training "
-                        "that makes it to its end, or name another directory")  # fmt: skip
+    if not (isinstance(settings, dict) and settings.get("base_model_name_or_path")):
+        there = (adapter_dir / "adapter_config.json").is_file()
+        why = "adapter_config.json is damaged, or names no base" if there else "adapter_config.json is missing"
+        raise UserFault(f"{shown(adapter_dir)}: no adapter there ({why}); run the training that makes it to its end, "
+                        "or name another directory")  # fmt: skip
     manifest = runs.read_json(adapter_dir / "manifest.json")
     if manifest is None:
         if (adapter_dir / "status.json").is_file():
@@ -365,6 +367,10 @@ def adapter_facts(adapter_dir: Path) -> AdapterFacts:
         name = settings["base_model_name_or_path"]
         local = on_disk(name, blocks.Model(base=name))[0]
         return AdapterFacts(adapter_dir, name, local, None, "none", True, None, None)
+    if not (isinstance(manifest, dict) and {"base", "quantization", "template"} <= manifest.keys()):
+        stage = manifest.get("stage", "?") if isinstance(manifest, dict) else "?"
+        raise UserFault(f"{shown(adapter_dir)}: its manifest.json is one of {stage}, not of a training; if that was "
+                        "written beside an adapter, move manifest.json and status.json away")  # fmt: skip
     base, quantization = manifest["base"], manifest["quantization"]
     path = in_project(Path(base["path"]))
     found = path if path.is_dir() else on_disk(base["id"], blocks.Model(base=base["id"]))[0]
@@ -382,8 +388,9 @@ def check_same_base(facts: list[AdapterFacts]) -> AdapterFacts:
             raise UserFault(f"the adapters stand on different bases: {shown(first.dir)} on {first.base_id}, "
                             f"{shown(other.dir)} on {other.base_id}; compare those of one base at a time")  # fmt: skip
     if first.base_path is None:
-        raise UserFault(f"{shown(first.dir)}: its base {first.base_id} is not on disk; fetch it with `python -m "
-                        "scripts.fetch`")  # fmt: skip
+        how = "fetch it with `python -m scripts.fetch`" if is_hub_id(first.base_id) else \
+            "put that directory back, or train the adapter anew on a base that is here"  # fmt: skip
+        raise UserFault(f"{shown(first.dir)}: its base {first.base_id} is not on disk; {how}")
     if first.base_fingerprint and runs.fingerprint(first.base_path) != first.base_fingerprint:
         raise UserFault(f"{shown(first.base_path)} is not the base that {shown(first.dir)} was trained on: other "
                         f"weights under the same name\n  trained on {first.base_id}, fingerprint "

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -37,6 +38,7 @@ NEUTRAL = (
 )  # fmt: skip
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "lm_eval", "tokenizers",
             "numpy")  # fmt: skip
+HUB_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE")  # where a run would have looked for bases and data
 
 
 def sha256(path: Path) -> str:
@@ -109,7 +111,7 @@ def changes(before: dict, after: dict) -> list[str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, package versions, machine and card."""
+    """Commit, hub and cache, package versions, machine and card."""
 
     def git(*args):
         out = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
@@ -123,8 +125,12 @@ def provenance() -> dict[str, Any]:
             versions[package] = None
     card = find_card()
     machine = {"host": socket.gethostname(), "platform": platform.platform(), "cpus": os.cpu_count()}
+    hub = {name: os.environ[name] for name in HUB_VARIABLES if os.environ.get(name)}
+    if "HF_ENDPOINT" in hub:
+        hub["HF_ENDPOINT"] = re.sub(r"//[^/@]*@", "//", hub["HF_ENDPOINT"])  # a name and password in it stay private
     return {
         "git": {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))},
+        "hub": hub,
         "versions": versions,
         "machine": machine | {"card": card[0] if card else None, "vram_gib": round(card[1], 2) if card else None},
         "command": " ".join(sys.argv),
@@ -211,7 +217,8 @@ def decide(run: Run, overwrite: bool, rebuild: bool = False, keys: str = "") -> 
         "aside, not deleted)")  # fmt: skip
     if directory.exists() and not directory.is_dir():
         raise UserFault(f"{shown(directory)}: a file, not a directory; choose another {keys}output_dir")
-    status, manifest = read_json(run.status_path), read_json(run.manifest_path)
+    status, manifest = (found if isinstance(found, dict) and found.keys() >= {"stage", "identity"} else None
+                        for found in map(read_json, (run.status_path, run.manifest_path)))  # else: damaged
     previous = manifest or status
     if status and status["state"] == "running" and alive(status):
         raise UserFault(f"{shown(directory)}: process {status['pid']} is at work there; wait for it, or stop it first")
@@ -223,6 +230,10 @@ def decide(run: Run, overwrite: bool, rebuild: bool = False, keys: str = "") -> 
             raise UserFault(f"{shown(directory)}: holds {', '.join(inside[:3])}{' ...' if inside[3:] else ''}, and no "
                             f"record of a run of ours\n{choose}")  # fmt: skip
         return "set_aside", []
+    if previous["stage"] != run.stage:  # a report must not take the place of the training that it tells of
+        if overwrite:
+            return "set_aside", []
+        raise UserFault(f"{shown(directory)}: holds a run of {previous['stage']}, and this is {run.stage}\n{choose}")
     changed = changes(previous["identity"], run.identity)
     if manifest and not changed:
         raise AlreadyDone(f"{shown(directory)}: complete and nothing changed since; nothing to do "

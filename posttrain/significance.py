@@ -128,3 +128,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
     return adjusted
+
+
+def permuted_golds(chosen: Sequence[int], golds: Sequence[int], seed: int = 0) -> tuple[float, float, float]:
+    """(share of right answers, its expectation, two-sided p) if the right answers lay on the items by chance.
+
+    They are permuted among the items, RESAMPLES times: a model that always answers B is right as often as B is, and
+    that is chance. What was found counts as one of the permutations, so that p is never 0 (Phipson and Smyth 2010,
+    Statistical Applications in Genetics and Molecular Biology 9:39).
+    """
+    answers, right = np.asarray(chosen), np.asarray(golds)
+    n = len(answers)
+    share = float((answers == right).mean())
+    expected = float(sum((answers == label).sum() * (right == label).sum() for label in np.unique(right))) / n**2
+    rng = np.random.default_rng(seed)
+    rows = max(1, RESAMPLED_AT_ONCE // n)
+    sizes = [min(rows, RESAMPLES - first) for first in range(0, RESAMPLES, rows)]
+    shares = np.concatenate([(rng.permuted(np.tile(right, (size, 1)), axis=1) == answers).mean(1) for size in sizes])
+    out = int((np.abs(shares - expected) >= abs(share - expected) - 1e-12).sum())
+    return share, expected, (1 + out) / (1 + RESAMPLES)

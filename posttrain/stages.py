@@ -21,7 +21,7 @@ from posttrain.blocks import (
 )
 from posttrain.config import ProjectPath
 from posttrain.data_blocks import Decontaminate, Mix, Rules
-from posttrain.evaluation_blocks import AnswerSet, Gate, SensitiveFilter
+from posttrain.evaluation_blocks import AnswerSet, Gate, Safety, SensitiveFilter
 from posttrain.forgetting_blocks import Ewc, KlToBase, Replay
 
 # ------------------------------------------------------------------ data
@@ -289,6 +289,17 @@ class ExportLora(Export, StageConfig):
 # ------------------------------------------------------------------ evaluation, comparison, report
 
 
+def _models_named(key: str, adapters, base: str | None, include_base: bool) -> None:
+    """ValueError unless there are adapters, which name their base, or a base alone."""
+    if not adapters and base is None:
+        raise ValueError(f"{key} is empty and no base is given; name adapters, or a base to measure alone: base: "
+                         "<directory or hub id>")  # fmt: skip
+    if not adapters and not include_base:
+        raise ValueError(f"{key} is empty and include_base is false: no model is left to measure")
+    if adapters and base is not None:
+        raise ValueError(f"base goes with empty {key} only; adapters name the base that they were trained on")
+
+
 class EvalHarness(StageConfig):
     """The base first, then each adapter, on the same items."""
 
@@ -297,8 +308,10 @@ class EvalHarness(StageConfig):
     """A file of configs/hardware/; auto picks by the card found."""
     output_dir: ProjectPath = "outputs/eval"
     """results.json, samples of every task, manifest."""
-    peft_adapter: list[ProjectPath] = Field(["outputs/align"], min_length=1)
-    """Adapters to measure; all must stand on one base. A single path may be given without brackets."""
+    peft_adapter: list[ProjectPath] = ["outputs/align"]
+    """Adapters to measure; all must stand on one base. A single path may be given without brackets. []: only `base`."""
+    base: str | None = None
+    """With peft_adapter: [], the base that is measured alone: a directory, or a hub id. Adapters name their own."""
 
     @field_validator("peft_adapter", mode="before")
     @classmethod
@@ -316,8 +329,11 @@ class EvalHarness(StageConfig):
     answer_sets: dict[str, AnswerSet] = {}
     """Name -> prompts with right answers, answered greedily with the run's template: BLEU-4, ROUGE-L, classification,
     extractive QA."""
+    safety: Safety | None = None
+    """Refusals of harmful prompts and of harmless ones. `safety: {}` takes the project's own 100 prompts."""
     gates: dict[str, Gate] = {}
-    """task/metric -> a bound, for instance thucnews/accuracy: 0.85 (a bare number is a minimum)."""
+    """task/metric -> a bound, for instance thucnews/accuracy: 0.85 (a bare number is a minimum). safety/refusal_rate
+    holds for every file of `safety`, safety_own/refusal_rate for one."""
 
     @field_validator("gates", mode="before")
     @classmethod
@@ -333,8 +349,10 @@ class EvalHarness(StageConfig):
     """Items per task at most; null is all."""
     apply_chat_template: bool = True
     """Put the items into the model's chat template."""
-    batch_size: int = Field(8, ge=1)
-    """Items per forward pass. [hardware]"""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Items per forward pass; auto: as many as fit into the free memory. Halved where memory ends. [hardware]"""
+    backend: Literal["hf", "vllm"] = "hf"
+    """What runs the benchmarks: hf, or vllm where it is installed (faster; tasks only, no 4-bit base)."""
     sft_test: ProjectPath | None = "data_proc/sft_test.jsonl"
     """Held-out conversations: loss per answer token."""
     pref_test: ProjectPath | None = "data_proc/pref_test.jsonl"
@@ -350,6 +368,11 @@ class EvalHarness(StageConfig):
     seed: int = 42
     """Seed of few-shot draws."""
 
+    @model_validator(mode="after")
+    def _some_model(self):
+        _models_named("peft_adapter", self.peft_adapter, self.base, self.include_base)
+        return self
+
 
 class InferCompare(StageConfig):
     """The same prompts and seeds through the base and any number of adapters."""
@@ -359,10 +382,10 @@ class InferCompare(StageConfig):
     """A file of configs/hardware/; auto picks by the card found."""
     output_dir: ProjectPath = "outputs/compare"
     """answers.jsonl and the manifest."""
-    adapters: dict[str, ProjectPath] = Field(
-        {"SFT": "outputs/sft", "ORPO": "outputs/align", "DPO": "outputs/align_dpo"}, min_length=1
-    )
-    """Column name -> adapter. `--set adapters.DPO=null` leaves a column of the YAML out."""
+    adapters: dict[str, ProjectPath] = {"SFT": "outputs/sft", "ORPO": "outputs/align", "DPO": "outputs/align_dpo"}
+    """Column name -> adapter. `--set adapters.DPO=null` leaves a column of the YAML out. {}: only `base`."""
+    base: str | None = None
+    """Without adapters, the base that answers alone: a directory, or a hub id. Adapters name their own."""
 
     @field_validator("adapters", mode="before")
     @classmethod
@@ -380,6 +403,9 @@ class InferCompare(StageConfig):
     """JSONL of `Prompt` records, of {"prompt": "..."} rows, a YAML list of them, or a text file with a prompt a line.
     An `answer` beside the prompt is the expected one: exact matches are counted. `checks` are kept or broken by code
     (configs/panel.yaml shows them all)."""
+    cost_prompts: int = Field(8, ge=0)
+    """Prompts on which latency, tokens per second and peak memory are measured, models taking turns; 0 measures none.
+    """
     sheet: bool = False
     """Write sheet.csv, on which a person scores the answers without knowing whose they are; read back by --score."""
     generation: Generation = Generation()
@@ -395,19 +421,32 @@ class InferCompare(StageConfig):
     quantization: Literal["run", "none", "nf4", "fp4"] = "run"
     """run: as the adapter was trained."""
 
+    @model_validator(mode="after")
+    def _some_model(self):
+        _models_named("adapters", self.adapters, self.base, self.include_base)
+        return self
+
 
 class Report(StageConfig):
     """One HTML and one Markdown file from the manifests on disk."""
 
     name: ClassVar[str] = "report"
-    runs: list[ProjectPath] = ["outputs/eval", "outputs/compare", "outputs/align", "outputs/align_dpo"]
+    language: Literal["zh", "en"] = "zh"
+    """Language of both files: zh or en. Names of files, keys and tasks stay as they are."""
+    runs: list[ProjectPath] = Field(["outputs/eval", "outputs/compare", "outputs/align", "outputs/align_dpo"],
+                                    min_length=1)  # fmt: skip
     """Leaf runs; their parents are followed through the manifests. Those that are not there are named as missing."""
     output_dir: ProjectPath = "outputs/report"
-    """report.html and report.md."""
+    """report.html."""
+    markdown: ProjectPath = "docs/LLM_Student_Project_Report.md"
+    """The Markdown form, as a student's project report; its pictures lie beside it in <name>_files/. A file there that
+    was changed by hand is set aside, not overwritten."""
     outputs_dir: ProjectPath = "outputs"
     """Searched by --runs."""
-    title: str = "后训练报告"
-    """Headline of the report."""
+    title: str | None = None
+    """Headline of the report; null for one in its language."""
+    goal: str | None = None
+    """What the project wants to find out, in a paragraph of your own."""
     notes: list[str] = []
     """Paragraphs under the headline: what this experiment can show, and what it cannot."""
     captions: dict[str, str] = {}

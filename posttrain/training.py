@@ -51,6 +51,7 @@ class Start:
 def start_from_base(cfg: Training, loss_on: str | None = None) -> Start:
     """Begin on a base, or on the whole model of a run: resolve it (downloading if need be) and lock its template."""
     base = model.resolve_base(cfg.model)
+    families.check_unquantized(base.path)
     start = _start(cfg, base, loss_on, None, cfg.model.quantization, cfg.model.double_quant)
     trained = runs.read_json(base.path / "manifest.json")
     if model.is_whole(trained) and cfg.model.chat_template == "auto":

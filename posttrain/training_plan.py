@@ -44,6 +44,7 @@ def inputs(plan: Plan, kind: str) -> None:
         found, name, notes = model.find_base(cfg.model)
         if found:
             plan.fact("inputs", f"base: {name} ({shown(found)})" + "".join(f"; {note}" for note in notes))
+            _collect(plan, lambda: families.check_unquantized(found))
             _collect(plan, lambda: model.for_training(found, cfg.model.chat_template, cfg.model.trust_remote_code))
             _collect(plan, lambda: _layers(plan, model.skeleton(found, cfg.model.trust_remote_code)))
             _collect(plan, lambda: _length_fits(cfg, found))

@@ -15,10 +15,13 @@ import sys
 
 sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # `python scripts/X.py` works too
 
+import atexit  # noqa: E402
+import gc  # noqa: E402
 import os  # noqa: E402
 
 from posttrain.cli import opened, run_stage  # noqa: E402
 from posttrain.config import ROOT, Loaded, shown  # noqa: E402
+from posttrain.errors import UserFault  # noqa: E402
 from posttrain.plan import Plan  # noqa: E402
 from posttrain.runs import AlreadyDone, describe_file, open_run, read_json, write_json  # noqa: E402
 from posttrain.stages import EvalHarness  # noqa: E402
@@ -26,17 +29,22 @@ from posttrain.stages import EvalHarness  # noqa: E402
 
 def plan(plan: Plan) -> None:
     """Models, tasks with their items, held-out rows, one rendered item, what is written."""
-    from posttrain.evals import answer_sets, gates, models, plan_tasks
+    from posttrain.evals import answer_sets, gates, models, plan_tasks, safety, vllm_backend
 
     cfg: EvalHarness = plan.config
     adapters = models.names_of(cfg.peft_adapter)
-    lineup = models.plan_models(plan, adapters, cfg.include_base, cfg.quantization)
-    plan_tasks.plan_tasks(plan, cfg, len(adapters) + cfg.include_base, lineup and lineup.tokenizer)
+    for name, path in adapters.items():
+        if path.resolve() == cfg.output_dir.resolve():
+            plan.faults.append(f"output_dir: {shown(path)} is the adapter {name} itself; choose another directory")
+    lineup = models.plan_models(plan, adapters, cfg.include_base, cfg.quantization, cfg.base)
+    vllm_backend.plan_backend(plan, cfg, lineup)
+    plan_tasks.plan_tasks(plan, cfg, len(adapters) + cfg.include_base, lineup)
     answer_sets.plan_sets(plan, cfg, len(adapters) + cfg.include_base)
+    safety.plan_safety(plan, cfg, len(adapters) + cfg.include_base)
     gates.plan_gates(plan, cfg)
-    if not (cfg.tasks or cfg.answer_sets or cfg.sft_test or cfg.pref_test):
-        plan.faults.append("nothing to measure: tasks and answer_sets are empty, sft_test and pref_test are null; give "
-                           "at least one")  # fmt: skip
+    if not (cfg.tasks or cfg.answer_sets or cfg.safety or cfg.sft_test or cfg.pref_test):
+        plan.faults.append("nothing to measure: tasks and answer_sets are empty, sft_test and pref_test are null, as "
+                           "safety is; give at least one")  # fmt: skip
     for role, path in (("sft_test", cfg.sft_test), ("pref_test", cfg.pref_test)):
         if path and path.is_dir():
             plan.faults.append(f"{role}: {shown(path)} is a directory; name a JSONL file, or leave it out: "
@@ -47,33 +55,49 @@ def plan(plan: Plan) -> None:
     plan.make(cfg.output_dir / "samples", note="<model>/<task>.jsonl, every item with the model's answer")
 
 
+def in_training_files(rows: dict, files: list) -> dict[str, set[int]]:
+    """Where benchmark items stand in training files. Its compiled code is loaded only when there are any."""
+    from posttrain.data import overlap
+
+    return overlap.items_in_files(rows, files)
+
+
 def main(loaded: Loaded) -> None:
     """Measure model by model, task by task; print and save the page."""
+    # Looking for garbage among 4,000 freshly imported modules, and once more at the exit, is a quarter of a short run
+    # (bench/eval.py): it begins where the models are measured (evals/measure.py), and what is left at the exit may go.
+    gc.disable()
+    atexit.register(gc.freeze)
     os.chdir(ROOT)  # data_files in a task YAML are relative to the project, as every path here
-    from posttrain.data import overlap
-    from posttrain.evals import gates, harness, measure, models, page, plan_tasks
+    from posttrain.evals import bert_score, gates, harness, measure, models, page, plan_tasks, safety
 
     cfg: EvalHarness = loaded.config
     harness.listen()
-    lineup = models.line_up(models.names_of(cfg.peft_adapter), cfg.quantization)
+    lineup = models.line_up(models.names_of(cfg.peft_adapter), cfg.quantization, cfg.base)
     chosen = plan_tasks.choose(cfg)
     tests = {"sft_test": cfg.sft_test, "pref_test": cfg.pref_test}
-    files = tests | {f"answer_set:{name}": one.file for name, one in cfg.answer_sets.items()}
+    files = tests | {f"answer_set:{name}": one.file for name, one in cfg.answer_sets.items()} | safety.files_of(cfg)
     inputs = lineup.inputs() | chosen.inputs(cfg) | {role: describe_file(path) for role, path in files.items() if path}
+    encoders = {f"bert_score:{name}": one.bert_score for name, one in cfg.answer_sets.items() if one.bert_score}
+    inputs |= {role: bert_score.encoder_facts(how) for role, how in encoders.items()}
     results_file = cfg.output_dir / "results.json"
     try:
-        run = opened(open_run(cfg.output_dir, loaded, inputs, rebuild=not cfg.overwrite))
+        run = opened(open_run(cfg.output_dir, loaded, inputs, rebuild=not cfg.overwrite,
+                              extra_identity=safety.identity(cfg)))  # fmt: skip
     except AlreadyDone:
-        gates.enforce(read_json(results_file)["gates"])
+        if not (found := read_json(results_file)):
+            raise UserFault(f"{shown(results_file)} is gone or damaged, though the run is complete\n  remove "
+                            "manifest.json beside it and start again: what was measured is kept") from None  # fmt: skip
+        gates.enforce(found["gates"])
         raise
 
     chosen.write(cfg.output_dir / "tasks")
     hints = {name: f"without the hub: {plan_tasks.by_hand(name, cfg)}" for name in chosen.hub}
     tasks = harness.load_tasks(cfg.tasks, chosen.folders(cfg), chosen.needs_defaults, cfg.num_fewshot, hints)
-    results = measure.measure_all(cfg, lineup, tasks, inputs, overlap.items_in_files)
+    results = measure.measure_all(cfg, lineup, tasks, inputs, in_training_files)
     write_json(results_file, results)
     print(f"\n{page.render(results)}\n", flush=True)
-    told = ("models", "tasks", "answers", "gates", "contamination", "sft_test", "pref_test")
+    told = ("models", "base", "tasks", "answers", "safety", "gates", "contamination", "sft_test", "pref_test")
     compact = {key: results[key] for key in told}
     run.finish("eval", inputs, [results_file], lineup.parents(), compact,
                template={"sha256": lineup.template_sha}, seeds={"seed": cfg.seed})  # fmt: skip

@@ -11,7 +11,7 @@ The same prompts and seeds through the base and any number of adapters; or a con
     python -m scripts.infer_compare --score outputs/panel/sheet.csv        # a person's scores of them, compared
 
 In a conversation: /reset begins anew, /base toggles between adapter and bare base, Ctrl-D ends.
-Answers go to output_dir/answers.jsonl, the before/after table into the manifest.
+Answers go to output_dir/answers.jsonl, latency and memory to cost.jsonl, the before/after table into the manifest.
 """
 
 import sys
@@ -38,7 +38,10 @@ def plan(plan: Plan, chat: str | None) -> None:
 
     cfg: InferCompare = plan.config
     adapters = cfg.adapters if chat is None else partner(cfg, chat)
-    lineup = models.plan_models(plan, adapters, cfg.include_base and chat is None, cfg.quantization)
+    lineup = models.plan_models(plan, adapters, cfg.include_base and chat is None, cfg.quantization, cfg.base)
+    if lineup and lineup.tokenizer.chat_template is None:
+        plan.faults.append(f"base: {lineup.base_id} has no chat template to be asked with; choose a base that has one")
+        lineup = None
     if chat is None:
         compare.plan_prompts(plan, cfg, lineup)
         plan.make(cfg.output_dir / "answers.jsonl")
@@ -46,6 +49,8 @@ def plan(plan: Plan, chat: str | None) -> None:
 
 def partner(cfg: InferCompare, chat: str) -> dict[str, Path]:
     """Whom to talk to: a column of the config by name, a directory, or (nothing said) the last column."""
+    if not chat and not cfg.adapters:
+        raise UserFault("--chat: the config names no adapters; name one: --chat outputs/align")
     name = chat or list(cfg.adapters)[-1]
     path = cfg.adapters.get(name) or in_project(Path(name))
     return {path.name: path}
@@ -53,7 +58,7 @@ def partner(cfg: InferCompare, chat: str) -> dict[str, Path]:
 
 def main(loaded: Loaded, chat: str | None) -> None:
     """Generate model by model, keeping each finished one; print answers and table; write answers and manifest."""
-    from posttrain.evals import compare, models, panel
+    from posttrain.evals import compare, cost, latency, models, panel
     from posttrain.evals.generate import generate
     from posttrain.evals.talk import talk
 
@@ -64,7 +69,7 @@ def main(loaded: Loaded, chat: str | None) -> None:
         talk(lineup, next(iter(adapters)), cfg.precision, cfg.chat, cfg.chat_sensitive)
         return
     rows, _ = compare.read_prompts(cfg.prompts)
-    lineup = models.line_up(cfg.adapters, cfg.quantization)
+    lineup = models.line_up(cfg.adapters, cfg.quantization, cfg.base)
     inputs = {**lineup.inputs(), "prompts": describe_file(cfg.prompts)}
     run = opened(open_run(cfg.output_dir, loaded, inputs, rebuild=not cfg.overwrite))
     kept = cfg.output_dir / "partial"
@@ -86,9 +91,15 @@ def main(loaded: Loaded, chat: str | None) -> None:
         print(compare.side_by_side(row, names))
     if len(some) < len(answered):
         print(f"... {len(answered) - len(some)} more prompts in {shown(cfg.output_dir / 'answers.jsonl')}")
-    summary = compare.summarise(answered, names)
+    summary, outputs = compare.summarise(answered, names), [cfg.output_dir / "answers.jsonl"]
+    if cfg.cost_prompts:
+        measured = latency.measure(cfg, lineup, names, compare.spread(rows, cfg.cost_prompts))
+        outputs.append(cfg.output_dir / "cost.jsonl")
+        write_jsonl(outputs[-1], measured)
+        summary["cost"] = cost.summarise(measured, names)
     print(f"\n{compare.table(summary, names)}\n", flush=True)
-    outputs = [cfg.output_dir / "answers.jsonl"]
+    if "cost" in summary:
+        print("\n".join(cost.lines(summary["cost"])) + "\n", flush=True)
     if any(row["checks"] for row in rows):
         summary["panel"] = panel.summarise(answered, names)
         print("\n".join(panel.lines(summary["panel"])) + "\n", flush=True)
@@ -97,7 +108,8 @@ def main(loaded: Loaded, chat: str | None) -> None:
         outputs.append(cfg.output_dir / "sheet_key.json")
         print(f"to score by hand: {shown(sheet)} (adherence 0 to 5, and failure_type), then\n"
               f"  python -m scripts.infer_compare --score {shown(sheet)}", flush=True)  # fmt: skip
-    run.finish("compare", inputs, outputs, lineup.parents(), {"models": names, **summary},
+    run.finish("compare", inputs, outputs, lineup.parents(),
+               {"models": names, "base": lineup.base_facts(), **summary},
                template={"sha256": lineup.template_sha}, seeds={"seed": cfg.generation.seed})  # fmt: skip
     print(f"infer_compare: done. {shown(cfg.output_dir / 'answers.jsonl')}")
 

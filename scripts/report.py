@@ -16,12 +16,14 @@ sys.path[0] = str(__import__("pathlib").Path(__file__).resolve().parents[1])  # 
 
 import argparse  # noqa: E402
 import functools  # noqa: E402
+from datetime import UTC, datetime  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 from posttrain.cli import opened, run_stage  # noqa: E402
 from posttrain.config import Loaded, shown  # noqa: E402
 from posttrain.errors import UserFault  # noqa: E402
 from posttrain.plan import Plan  # noqa: E402
-from posttrain.runs import describe_file, open_run, read_json, sha256  # noqa: E402
+from posttrain.runs import describe_file, open_run, sha256  # noqa: E402
 from posttrain.stages import Report  # noqa: E402
 
 
@@ -32,7 +34,7 @@ def plan(plan: Plan, command: argparse.Namespace) -> None:
     if command.runs or command.diff or command.verify:
         return
     cfg: Report = plan.config
-    there = [leaf for leaf in cfg.runs if read_json(leaf / "manifest.json")]
+    there = [leaf for leaf in cfg.runs if lineage.manifest_of(leaf / "manifest.json")]
     for leaf in cfg.runs:
         if leaf in there:
             plan.fact("inputs", f"run: {shown(leaf)}")
@@ -45,7 +47,9 @@ def plan(plan: Plan, command: argparse.Namespace) -> None:
             f"runs: none of {', '.join(shown(leaf) for leaf in cfg.runs)} is a finished run; first run a stage"
         )
     plan.make(cfg.output_dir / "report.html")
-    plan.make(cfg.output_dir / "report.md")
+    plan.make(cfg.markdown)
+    if changed_by_hand(cfg):
+        plan.fact("notes", f"{shown(cfg.markdown)} was changed by hand; it will be set aside")
 
 
 def main(loaded: Loaded, command: argparse.Namespace) -> None:
@@ -60,14 +64,24 @@ def main(loaded: Loaded, command: argparse.Namespace) -> None:
 
     found = lineage.collect(cfg.runs)
     if command.verify:
-        print(checked(found))
+        print(checked(found, cfg.output_dir))
         return
     inputs = {run.name: describe_file(run.file) for run in found.runs.values()}
     # What the files are now, and how the page is made, belong to the identity: either makes another report.
-    now = {check.path: check.state for check in found.checks} | {"missing": found.missing}
+    now = {check.path: check.state for check in found.checks} | {"missing": [str(gap) for gap in found.missing]}
     code = {path.name: sha256(path) for path in sorted(render.TEMPLATES.glob("*.*"))}
+    edited = changed_by_hand(cfg)
     run = opened(open_run(cfg.output_dir, loaded, inputs, rebuild=True, extra_identity={"found": now, "code": code}))
-    outputs = render.render(found, cfg, cfg.output_dir)
+    if edited:
+        aside = cfg.markdown.with_name(f"{cfg.markdown.stem}.{datetime.now(UTC):%Y%m%d-%H%M%S}.md")
+        cfg.markdown.rename(aside)
+        print(f"{shown(cfg.markdown)} was changed by hand; it is set aside as {shown(aside)}", flush=True)
+    try:
+        outputs = render.render(found, cfg)
+    except KeyError as error:
+        raise UserFault(f"a record of these runs has no {error}; an older version of this project made it, most likely"
+                        "\n  choose: run that stage again (python -m scripts.report --verify names it), or leave it "
+                        "out of `runs`") from error  # fmt: skip
     rows = content.summary_rows(found)
     if rows:
         print(render.terminal_table(rows, content.columns_of(found)), flush=True)
@@ -77,22 +91,32 @@ def main(loaded: Loaded, command: argparse.Namespace) -> None:
         print(f"{check.state}: {check.path} ({check.role} of {check.run})")
     parents = {run.name: run.file for run in found.runs.values()}
     run.finish("report", inputs, outputs, parents, {"runs": len(found.runs), "files_checked": len(found.checks),
-               "files_broken": len(found.broken), "missing": found.missing})  # fmt: skip
+               "files_broken": len(found.broken), "missing": now["missing"]})  # fmt: skip
     print(
         f"\nreport: {shown(outputs[0])} and {shown(outputs[1])} ({len(found.runs)} runs, {len(found.checks)} files "
         f"checked, {len(found.broken)} not as recorded)"
     )
 
 
-def checked(found) -> str:
-    """What `--verify` found to hold. UserFault if there is no run; CheckFailed if a file or a number drifted."""
+def changed_by_hand(cfg: Report) -> bool:
+    """Whether the Markdown file is there and is not what the last report wrote."""
+    from posttrain.report import lineage
+
+    made = (lineage.manifest_of(cfg.output_dir / "manifest.json") or {"outputs": []})["outputs"]
+    return cfg.markdown.is_file() and sha256(cfg.markdown) not in {entry["sha256"] for entry in made}
+
+
+def checked(found, page: Path | None = None) -> str:
+    """What `--verify` found to hold; `page`: the directory of the report, to be looked at too. UserFault if there is no
+    run; CheckFailed if a file or a number drifted."""
     from posttrain.evals import recompute
     from posttrain.report import verify
 
     if not found.runs:
-        raise UserFault("--verify: none of the runs of the config is finished\n  " + "\n  ".join(found.missing))
+        missing = "\n  ".join(map(str, found.missing))
+        raise UserFault(f"--verify: none of the runs of the config is finished\n  {missing}")
     stages = {"eval_harness": recompute.evaluation, "infer_compare": recompute.comparison}
-    lines = verify.verify(found, stages) + [f"missing: {line}" for line in found.missing]
+    lines = verify.verify(found, stages, page) + [f"missing: {line}" for line in found.missing]
     return "\n".join([*lines, f"verified: {len(found.checks)} files and {len(found.runs)} runs hold"])
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import chats, make_adapter, run_here, write_rows
 
+from bench.metrics import make_encoder
 from posttrain.errors import UserFault
 from posttrain.evals import answer_sets, generation
 from posttrain.evaluation_blocks import AnswerSet
@@ -67,10 +68,12 @@ def test_a_json_string_may_hold_what_other_texts_break_lines_at(tmp_path):
 
 
 def test_every_unusable_line_is_told_at_once(tmp_path):
-    (tmp_path / "a.jsonl").write_text("{oops\n[1]\n{}\n" + "[" * 100_000 + "\n", encoding="utf-8")
-    with pytest.raises(UserFault, match="4 unusable rows") as fault:
+    half = r'{"prompt": "\ud83d", "answer": "a"}'
+    (tmp_path / "a.jsonl").write_text("{oops\n[1]\n{}\n" + "[" * 100_000 + f"\n{half}", encoding="utf-8")
+    with pytest.raises(UserFault, match="5 unusable rows") as fault:
         answer_sets.read("a", AnswerSet(file=tmp_path / "a.jsonl"), 0)
     assert "a.jsonl:1: not JSON" in str(fault.value) and "a.jsonl:2: not a JSON object" in str(fault.value)
+    assert "a.jsonl:5: holds half of a character" in str(fault.value)
 
 
 def test_right_answers_score_full_marks(world):
@@ -149,11 +152,20 @@ def test_the_report_verifies_every_number(world):
     from posttrain.report import lineage
     from scripts import report
 
-    done = evaluate(world, name="verified", gates={})
-    assert done.returncode == 0, done.stderr
+    encoder = {"model": str(make_encoder(world["root"] / "bert", ["加减等于零一"])), "num_layers": 2}
+    sets = world["sets"] | {"open": world["sets"]["open"] | {"bert_score": encoder}}
+    done = evaluate(world, name="verified", answer_sets=sets, gates={"open/bertscore": 0.0})
+    assert done.returncode == 0 and "gate open/bertscore >= 0: one" in done.stdout, done.stderr
+    assert read_json(world["root"] / "verified/manifest.json")["inputs"]["bert_score:open"]["fingerprint"]
     out = world["root"] / "verified"
     said = report.checked(lineage.collect([out]))
     assert "numbers recomputed from its files" in said and "cannot be" not in said
+    similar = out / "samples/one/open.bertscore.jsonl"
+    text = similar.read_text(encoding="utf-8")
+    write_rows(similar, [{"id": "x", "bertscore": 0.125}])
+    with pytest.raises(CheckFailed, match="one: open bertscore is recorded as"):
+        report.checked(lineage.collect([out]))
+    similar.write_text(text, encoding="utf-8")
     file = out / "samples/one/news.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     right = rows[0]["answer"] == rows[0]["references"][0]

@@ -14,11 +14,11 @@ from posttrain.config import ROOT
 # and do not know each other; scripts put them together.
 FOUNDATION = {
     "errors", "config", "blocks", "data_blocks", "evaluation_blocks", "forgetting_blocks", "stages",
-    "records", "runs", "plan", "cli",
+    "records", "runs", "plan", "cli", "verdicts", "verdict_patterns", "verdict_signs",
     "text", "text_forms", "words", "refusals", "hub", "schedule", "significance", "instructions", "sensitive",
 }  # fmt: skip
 MODEL = {"families", "rendering", "templates", "chat", "documents", "token_view", "model", "losses", "kl", "ewc",
-         "packed_attention"}
+         "packed_attention", "light_bitsandbytes"}
 PARTS = {
     "data": {"data"},
     "training": {"training", "training_data", "training_forecast", "training_plan", "training_trace", "training_watch",
@@ -27,8 +27,10 @@ PARTS = {
                  "preference", "sft", "training_lint", "rows", "rows_cache", "rows_plan", "replay",
                  "slow_start"},  # fmt: skip
     "evals": {"evals"},
-    "export": {"export", "export_checks", "export_plan", "agreement", "model_card"},
+    "export": {"export", "export_checks", "export_folder", "export_forms", "export_gguf", "export_gguf_checks",
+               "export_plan", "export_serving", "agreement", "model_card", "model_card_facts"},  # fmt: skip
     "report": {"report"},
+    "doctor": {"doctor"},
     "demo": {"demo"},
 }
 FORECAST = "forecast"  # every part may ask it; its traces need torch and are imported where one is made

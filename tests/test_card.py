@@ -246,7 +246,7 @@ def page(built: Path, folder: Path) -> tuple[str, str]:
     for kind in ("sft", "pref"):
         file = built / f"{kind}_manifest.json"
         found.runs[file] = lineage.FoundRun(file, read_json(file))
-    html, markdown = render.render(found, Report(), folder)
+    html, markdown, *_ = render.render(found, Report(output_dir=folder, markdown=folder / "report.md"))
     return html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
 
 
@@ -259,7 +259,7 @@ def test_the_report_shows_the_set(built, tmp_path):
     for file in read_json(built / "sft_manifest.json")["inputs"].values():
         assert file["sha256"] in html
     assert "some/english" in html and "| english | some/english | MIT |" in markdown and "max_samples: 100" in html
-    assert html.count('alt="distributions of') == 2 and "舍弃的，" in html and "&lt;script&gt;" in html
+    assert len(re.findall('alt="[^"]+的分布"', html)) == 2 and "舍弃的，" in html and "&lt;script&gt;" in html
     assert "<script" not in html, "what records hold is escaped"
 
 
@@ -271,7 +271,12 @@ def test_the_bars_of_a_source_fill_their_width():
 
 
 def test_distributions_are_drawn_for_what_is_there():
-    assert figures.distributions({}) is None and figures.distributions({"chars": {"edges": [], "counts": {}}}) is None
+    assert figures.distributions({}) is None
+    assert figures.distributions({"histograms": {"chars": {"edges": [], "counts": {}}}}) is None
     some = {"edges": [1, 2, 3], "counts": {"zh": [1, 2, 3], "en": [0, 1, 0]}}
-    picture, abreast = figures.distributions({"chars": some, "turns": some})
-    assert abreast == 2 and picture.startswith("data:image/svg+xml;base64,")
+    picture, abreast = figures.distributions({"histograms": {"chars": some, "turns": some}})
+    assert abreast == 2 and "<svg" in picture and ">records by chars</text>" in picture
+    dropped = {f"r{i}": 9 - i for i in range(9)}
+    bars = {"languages": {"zh": 6, "en": 1}, "sources": {"a": {"kept": 7}}, "dropped": dropped}
+    picture, abreast = figures.distributions(bars, lambda name: {"dropped by reason": "舍弃的原因"}.get(name, name))
+    assert abreast == 3 and ">舍弃的原因</text>" in picture and ">others</text>" in picture

@@ -1,5 +1,6 @@
 """Evaluation: local benchmark files, lm-eval's own scores item by item, held-out rows, resuming, faults."""
 
+import copy
 import json
 import math
 import os
@@ -13,46 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, chats, make_adapter, make_base, pairs, run_command, run_here, shared, write_rows
+from small_benchmarks import write_benchmarks
 
 from posttrain import chat, templates
 from posttrain.errors import CheckFailed, UserFault, WontFit
 from posttrain.evals import heldout, local_tasks, models, page
+from posttrain.evals.batch_size import BatchSizes
 from posttrain.runs import read_json
 from posttrain.stages import EvalHarness
 from scripts import eval_harness
-
-LETTERS = "ABCD"
-
-
-def write_csv(path: Path, rows: list[list[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_benchmarks(folder: Path) -> Path:
-    """A little of each benchmark in its published format; the items are sums."""
-    header = ["", "Question", *LETTERS, "Answer"]
-    for subject, count in (("anatomy", 9), ("virology", 6)):
-        rows = [
-            [str(i), f"{i}加{i}等于多少", str(2 * i), str(2 * i + 1), "0.50", "NA", LETTERS[i % 4]]
-            for i in range(count)
-        ]
-        write_csv(folder / f"cmmlu/test/{subject}.csv", [header, *rows])
-        write_csv(folder / f"cmmlu/dev/{subject}.csv", [header, *rows[:5]])
-    header = ["id", "question", *LETTERS, "answer"]
-    write_csv(folder / "ceval-valid/val/law_val.csv", [header, ["0", "一加一", "1", "2", "3", "4", "B"]])
-    write_rows(
-        folder / "gsm8k/test.jsonl", [{"question": f"What is {i}+1?", "answer": f"#### {i + 1}"} for i in range(2)]
-    )
-    write_rows(folder / "gsm8k/train.jsonl", [{"question": f"What is {i}?", "answer": f"#### {i}"} for i in range(9)])
-    endings = ["is", "was", "be", "am"]
-    swag = [{"activity_label": "Sums", "ctx_a": f"{i} and", "ctx_b": "one", "endings": endings, "label": i % 4}
-            for i in range(5)]  # fmt: skip
-    write_rows(folder / "hellaswag/hellaswag_val.jsonl", swag)
-    grande = [{"qID": str(i), "sentence": f"The {i} was more than _ by one.", "option1": "zero", "option2": "two",
-               "answer": "12"[i % 2]} for i in range(5)]  # fmt: skip
-    write_rows(folder / "winogrande/dev.jsonl", grande)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +86,12 @@ def test_local_rows_stay_text_and_are_checked(tmp_path):
             "'_'",
         ),
         ("gsm8k", "gsm8k/test.jsonl", "", "no rows"),
+        ("gsm8k", "gsm8k/test.jsonl", '{"question": 3, "answer": "#### 3"}\n', "question: expected text, got 3"),
+        ("gsm8k", "gsm8k/test.jsonl", '{"question": "\\ud83d", "answer": "#### 3"}\n', "half of a character"),
+        ("gsm8k", "gsm8k/test.jsonl", "[1]\n{}\n", "rows that cannot be used: 2"),
+        ("cmmlu_anatomy", "cmmlu/test/anatomy.csv", f'Question,A,B,C,D,Answer\n"{"x" * 140_000}', "not CSV"),
+        ("hellaswag", "hellaswag/hellaswag_val.jsonl", '{"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": '
+         '["d", 5], "label": 0}\n', "endings: expected a list of texts"),
     ],
 )
 def test_a_file_of_another_schema_is_named_by_line(tmp_path, name, file, text, said):
@@ -126,6 +102,24 @@ def test_a_file_of_another_schema_is_named_by_line(tmp_path, name, file, text, s
     with pytest.raises(UserFault) as fault:
         local_tasks.read_rows(leaf, path)
     assert said in str(fault.value) and path.name in str(fault.value)
+    if "expected in" in str(fault.value):
+        assert f"expected in {tmp_path}/{leaf.family}/: " in str(fault.value)
+
+
+def test_rows_with_a_byte_order_mark_blank_lines_and_line_separators(tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    row = b'{"question": "a", "answer": "#### 3"}'
+    (tmp_path / "gsm8k/test.jsonl").write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n" + row)
+    [leaf] = local_tasks.local_tasks("gsm8k", tmp_path)
+    assert len(local_tasks.read_rows(leaf, leaf.scored)) == 2
+    leaf.scored.write_bytes("问".encode("gbk"))
+    with pytest.raises(UserFault, match="not UTF-8"):
+        local_tasks.read_rows(leaf, leaf.scored)
+    (tmp_path / "cmmlu/test").mkdir(parents=True)
+    text = "Question,A,B,C,D,Answer\n一\u2028二,1,2,3,4,A\n"
+    (tmp_path / "cmmlu/test/anatomy.csv").write_text(text, encoding="utf-8")
+    [leaf] = local_tasks.local_tasks("cmmlu_anatomy", tmp_path)
+    assert [one["Question"] for one in local_tasks.read_rows(leaf, leaf.scored)] == ["一\u2028二"]
 
 
 def test_names_of_lm_eval_are_found_without_importing_it():
@@ -376,6 +370,10 @@ def test_rows_of_ones_own_as_test_files(tmp_path):
     strings = write_rows(tmp_path / "b.jsonl", [{"prompt": "?", "chosen": "!", "rejected": "."}])
     with pytest.raises(UserFault, match="prompt_is_no_list_of_turns"):
         heldout.read_records(strings, "chosen", 9, 0)
+    half = tmp_path / "c.jsonl"
+    half.write_text(json.dumps({"messages": [{"role": "user", "content": "\ud83d"}, turns[1]]}), encoding="utf-8")
+    with pytest.raises(UserFault, match="lone_surrogate"):
+        heldout.read_records(half, "messages", 9, 0)
 
 
 # ------------------------------------------------------------------ parts
@@ -425,11 +423,11 @@ def test_lm_eval_is_given_the_prompt_that_was_trained(world, name):
 
     tokenizer = model.load_tokenizer(world["base"])
     tokenizer.chat_template = templates.TEMPLATES[name]
-    wrapped = harness.wrap(model.load_base(world["base"], "fp32"), tokenizer, 1, True)
+    wrapped = harness.wrap(model.load_base(world["base"], "fp32"), tokenizer, BatchSizes(1), True)
     messages = templates.PROBES[0][:1]
     assert wrapped.tok_encode(wrapped.apply_chat_template(messages)) == chat.prompt_ids(tokenizer, messages)
     tokenizer.chat_template = "{{- '' if enable_thinking is defined else '?' }}" + templates.TEMPLATES[name]
-    harness.wrap(wrapped.model, tokenizer, 1, True)  # thinking is switched off on both sides
+    harness.wrap(wrapped.model, tokenizer, BatchSizes(1), True)  # thinking is switched off on both sides
 
 
 def test_a_batch_that_does_not_fit_is_halved(world, monkeypatch):
@@ -505,6 +503,11 @@ def test_forgetting_is_flagged_by_a_paired_test():
     assert row["differences"]["lost"]["flag"] == "drop" and row["differences"]["swapped"]["flag"] is None
     assert row["differences"]["lost"]["p"] == pytest.approx(2 * 0.5**12)  # twelve lost, none gained
     assert row["differences"]["swapped"]["p"] == 1.0
+    twin, other = ({**copy.deepcopy(row), "metric": name} for name in ("acc_norm", "acc"))
+    other["task"] = "u"
+    for many in ([row, twin], [row, twin, other]):  # a metric that says the same is no further test, a task is
+        harness.flag_differences(many)
+        assert {one["differences"]["lost"]["p_holm"] for one in many} == {(len(many) - 1) * 2 * 0.5**12}
     results = {"models": list(scores), "tasks": [row], "sft_test": None, "pref_test": None,
-               **dict.fromkeys(("answers", "contamination", "warnings"), {}), "gates": []}  # fmt: skip
+               **dict.fromkeys(("answers", "contamination", "warnings", "safety"), {}), "gates": []}  # fmt: skip
     assert "forgetting: lost is below base on t" in page.render(results)

@@ -8,22 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import chats, make_base, run_command, write_rows
+from conftest import chats, make_base, run_command, run_here, write_rows
 from safetensors.torch import load_file, save_file
 
 from posttrain import export_checks, export_plan, runs
 from posttrain.agreement import agreement, kept_share
-from posttrain.blocks import Export
+from posttrain.blocks import Export, Training
 from posttrain.config import load_config
 from posttrain.errors import CheckFailed, UserFault
 from posttrain.plan import Plan
 from posttrain.stages import ExportLora, TrainDpo, TrainOrpo, TrainSft
+from scripts import export_lora
 
 TALKS = chats(8)
 
 
 def command(config: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return run_command("-m", "scripts.export_lora", "--config", str(config), *arguments, CUDA_VISIBLE_DEVICES="")
+    return run_here(Training, export_lora.plan, export_lora.main, "--config", str(config), *arguments,
+                    name="export_lora", choose=export_plan.training_class)  # fmt: skip
 
 
 def make_wider_base(directory: Path, seed: int = 0) -> None:
@@ -106,10 +108,11 @@ def weights_in(directory: Path) -> list[str]:
 
 def test_adapter_export_gives_the_same_logits_and_is_complete(place, tmp_path):
     config = make_config(tmp_path, place / "run")
-    done = command(config)
+    done = run_command("-m", "scripts.export_lora", "--config", str(config), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     assert weights_in(out) == ["adapter_model.safetensors"]
+    assert (out / "adapter_model.safetensors").stat().st_mode & 0o777 == (out / "config.yaml").stat().st_mode & 0o777
     for a, b in zip(plain_logits(place / "base", out), plain_logits(place / "base", place / "run"), strict=True):
         assert torch.equal(a, b)
     template = (out / "chat_template.jinja").read_text()
@@ -205,6 +208,33 @@ def test_zero_adapter_does_nothing(copied, tmp_path):
     assert failed.returncode == 4 and "does nothing" in failed.stderr and weights_in(tmp_path / "c") == []
 
 
+@pytest.mark.parametrize("kept", (4, 1000))
+def test_weights_that_were_cut_short(copied, tmp_path, kept):
+    file = copied / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    config = make_config(tmp_path, copied)
+    assert command(config, "--dry-run").returncode == 0
+    done = command(config)
+    assert done.returncode == 4 and "cut short or damaged" in done.stderr and "train again" in done.stderr
+
+
+def test_the_dry_run_names_weights_and_a_base_that_are_gone(copied, tmp_path):
+    (copied / "adapter_model.safetensors").unlink()
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["base"] |= dict.fromkeys(("id", "path"), str(tmp_path / "gone"))
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    done = command(make_config(tmp_path, copied), "--dry-run")
+    assert done.returncode == 2 and "has no *.safetensors any more" in done.stdout
+    assert "gone, on which" in done.stdout and "put that directory back" in done.stdout
+
+
+@pytest.mark.parametrize("size", ("5xb", "0KB", "0.0GB", "-1GB", "GB", "1 GB"))
+def test_a_size_that_is_none_is_refused_with_examples(size):
+    with pytest.raises(ValueError, match="choose one such as 5GB, 500MB or 0.5GB"):
+        Export(max_shard_size=size)
+    assert Export(max_shard_size="0.5GB").max_shard_size == "0.5GB"
+
+
 def test_adapter_that_the_run_did_not_write(copied, tmp_path):
     file = copied / "adapter_model.safetensors"
     save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
@@ -221,14 +251,15 @@ def test_adapter_lost_in_rounding_fails_and_leaves_nothing(copied, tmp_path):
     assert runs.read_json(tmp_path / "c/out/status.json")["exit_code"] == 4
 
 
-def test_other_weights_under_the_same_path(place, copied, tmp_path):
+@pytest.mark.parametrize("form", [{"mode": "adapter"}, {"mode": "merged"}, {"mode": "merged", "quantization": "nf4"}])
+def test_other_weights_under_the_same_path(place, copied, tmp_path, form):
     make_wider_base(tmp_path / "base")
     manifest = runs.read_json(copied / "manifest.json")
     manifest["base"] |= {"id": str(tmp_path / "base"), "path": str(tmp_path / "base")}
     runs.write_json(copied / "manifest.json", manifest)
     assert runs.fingerprint(tmp_path / "base") == manifest["base"]["fingerprint"]
     make_wider_base(tmp_path / "base", seed=7)
-    failed = command(make_config(tmp_path / "c", copied, mode="merged"))
+    failed = command(make_config(tmp_path / "c", copied, **form))
     assert failed.returncode == 2 and "is not the base" in failed.stderr and weights_in(tmp_path / "c") == []
 
 
@@ -294,8 +325,6 @@ def test_dry_run_of_a_run_that_is_not_there_writes_nothing(tmp_path):
 
 
 def test_not_enough_disk_is_exit_3(place, tmp_path, monkeypatch):
-    from scripts import export_lora
-
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     loaded = load_config(TrainSft, make_config(tmp_path, place / "run", mode="merged"))
     plan = Plan("export_lora", loaded, True)
@@ -305,7 +334,7 @@ def test_not_enough_disk_is_exit_3(place, tmp_path, monkeypatch):
 
 def test_size_counts_every_element(place):
     elements = sum(t.numel() for t in load_file(place / "base/model.safetensors").values())
-    assert export_plan.elements_on_disk(place / "base") == elements
+    assert sum(export_checks.tensors_on_disk(place / "base").values()) == elements
 
 
 def test_agreement_of_known_logits():

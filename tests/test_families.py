@@ -106,6 +106,17 @@ def test_the_dry_run_says_it_already(base, tmp_path):
                        *common)  # fmt: skip
     assert refused.returncode == 2, refused.stderr
     assert "final_logit_softcapping" in refused.stdout and "Traceback" not in refused.stderr
+    shutil.copytree(base, tmp_path / "packed")  # as export_lora leaves it with export.quantization
+    packed = facts | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (tmp_path / "packed/config.json").write_text(json.dumps(packed))
+    for mode in (common, common[:-1]):
+        refused = run_here(train_sft.TrainSft, train_sft.plan, train_sft.main, "--set",
+                           f"model.base={tmp_path}/packed", *mode)  # fmt: skip
+        assert refused.returncode == 2, refused.stderr
+        assert "packed is quantised already" in refused.stdout + refused.stderr
+    with pytest.raises(UserFault, match="config.json: bitsandbytes"):
+        families.check_unquantized(tmp_path / "packed")
+    assert families.check_unquantized(base) is None
     done = run_here(train_sft.TrainSft, train_sft.plan, train_sft.main, "--set", f"model.base={base}", *common)
     assert done.returncode == 0, done.stdout[-3000:]
     for needle in ("every linear layer but the head: down_proj, gate_proj, k_proj", "token by token",

@@ -195,7 +195,7 @@ def test_variants_are_trained_continued_merged(variant, base, place):
     done = export("sft", place, variant, f"export.output_dir={exported}")
     assert done.returncode == 0, done.stderr
     card = (exported / "README.md").read_text()
-    assert {"use_rslora": "PEFT, rsLoRA", "use_dora": "vLLM takes no DoRA adapter"}[variant] in card
+    assert {"use_rslora": "PEFT, rsLoRA", "use_dora": "vLLM does not load this adapter (DoRA)"}[variant] in card
 
 
 def test_rslora_scales_by_the_root_of_the_rank(base):

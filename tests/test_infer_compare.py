@@ -36,7 +36,7 @@ def world(base, tmp_path_factory) -> dict[str, Path]:
 def config(world, name: str, **keys) -> Path:
     values = {"hardware": "cpu", "output_dir": str(world["root"] / name), "prompts": str(world["prompts"]),
               "adapters": {"SFT": str(world["one"]), "ORPO": str(world["two"])},
-              "generation": {"max_new_tokens": 12, "temperature": 0.9}, **keys}  # fmt: skip
+              "cost_prompts": 0, "generation": {"max_new_tokens": 12, "temperature": 0.9}, **keys}  # fmt: skip
     path = world["root"] / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values, allow_unicode=True, sort_keys=False), encoding="utf-8")
     return path
@@ -189,7 +189,7 @@ def test_chinese_takes_two_columns_and_control_codes_are_not_printed():
 
 
 def test_the_command_end_to_end(world):
-    path = config(world, "out")
+    path = config(world, "out", cost_prompts=2)
     plan = command(path, "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert "6 prompts in the groups 算术, all; 5 of them with an expected answer" in plan.stdout
@@ -206,6 +206,8 @@ def test_the_command_end_to_end(world):
     assert manifest["kind"] == "compare" and set(manifest["parents"]) == {"SFT", "ORPO"}
     assert manifest["results"]["groups"]["算术"]["SFT"]["n"] == 5
     assert "exact match" in run.stdout and "ended by itself" in run.stdout
+    assert manifest["results"]["cost"]["models"]["ORPO"]["n"] == 2 and "first token, p95 ms" in run.stdout
+    assert any(entry["path"].endswith("cost.jsonl") for entry in manifest["outputs"])
     assert "nothing to do" in command(path).stdout
     (world["root"] / "out/manifest.json").unlink()
     (world["root"] / "out/partial/ORPO.jsonl").unlink()

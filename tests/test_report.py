@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import run_command, write_rows
 
-from posttrain.report import content, figures, forecasts, lineage, listing, render
+from posttrain.report import checklist, content, figures, forecasts, lineage, listing, render, words
 from posttrain.runs import describe_file, sha256
 from posttrain.stages import Report
 
@@ -102,7 +102,7 @@ def outputs(tmp_path):
     data = write_run(
         tmp_path / "proc", "prepare_data", "data",
         {"kind": "sft", "read": 4, "kept": 3, "dropped": {"too_short": 1}, "splits": {"train": 1, "val": 1, "test": 1},
-         "sources": {"own": source}, "languages": {"zh": 3}, "chars": {"total": 90, "p50": 30, "p95": 40, "max": 44}},
+         "sources": {"own": source}, "languages": {"zh": 3}, "chars": {"total": 90, "p50": 30, "p95": 40, "max": 40}},
         inputs={"raw": describe_file(raw)}, prefix="sft_", created="2026-11-20T09:00:00+00:00",
     )  # fmt: skip
     sft = adapter(tmp_path / "sft", "train_sft", "2026-11-20T10:00:00+00:00", {"data": data / "sft_manifest.json"})
@@ -180,7 +180,8 @@ def collected(outputs: Path, *names: str) -> lineage.Lineage:
 def files(outputs: Path, **config) -> tuple[str, str]:
     folder = outputs / "report"
     folder.mkdir(exist_ok=True)
-    html, markdown = render.render(collected(outputs), Report(**config), folder)
+    config = Report(output_dir=folder, markdown=folder / "report.md", **config)
+    html, markdown, *_ = render.render(collected(outputs), config)
     return html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
 
 
@@ -238,10 +239,10 @@ def test_missing_and_unfinished_runs_are_named(outputs):
     (outputs / "merged").mkdir()
     (outputs / "merged/status.json").write_text(json.dumps(status))
     (outputs / "proc/sft_manifest.json").unlink()
-    missing = "\n".join(collected(outputs, "eval", "merged", "nowhere").missing)
+    missing = "\n".join(map(str, collected(outputs, "eval", "merged", "nowhere").missing))
     assert "failed since" in missing and "no space" in missing and "more" not in missing
     assert "nowhere: not there (asked for by the config)" in missing
-    assert re.search(r"proc: not there \(a parent of .*sft\)", missing)
+    assert re.search(r"proc: not there \(named by .*sft\)", missing)
 
 
 def test_a_model_directory_is_checked_by_its_fingerprint(outputs, tmp_path):
@@ -306,7 +307,7 @@ def test_what_stands_beside_the_tables(outputs):
     assert "去掉训练数据里出现过的题目" in html and "0.1250" in html and "y.jsonl is gone" in html
     assert "sacrebleu:2|tok:zh" in html and "未达标" in html and "27/30" in html
     assert "0.750" in html and "75.0%" in html, "BLEU of 0.75 is no share, an accuracy of 0.75 is"
-    assert "人工打分：未测" in html and "未测（not measured）" in markdown and "| 财经 | 2 | 0 | 1 |" in markdown
+    assert "人工打分：未测" in html and "人工打分：未测" in markdown and "| 财经 | 2 | 0 | 1 |" in markdown
     scores = {"models": {"sft": {"n": 8, "mean": 3.25, "low": 3.0, "high": 3.5, "failures": {"verbose": 2}}},
               "differences": [{"ours": "align", "theirs": "sft", "n": 8, "value": 1.5, "low": 1.0, "high": 2.0,
                                "p_holm": 0.01}]}  # fmt: skip
@@ -319,8 +320,9 @@ def test_the_page_is_self_contained_and_text_is_escaped(outputs):
     html, markdown = files(outputs)
     assert "<script" not in html and "&lt;script&gt;" in html
     assert not re.search(r'(?:src|href)="(?!data:image/svg\+xml;base64,|#)', html), "something is loaded from elsewhere"
-    assert "@import" not in html and "url(" not in html and "http" not in re.sub(r"base64,[\w+/=]+", "", html)
-    assert html.count("data:image/svg+xml;base64,") == 2
+    assert "@import" not in html and "url(" not in html and "http" not in re.sub(
+        r"base64,[\w+/=]+|http://www.w3.org/2000/svg", "", html)  # fmt: skip
+    assert html.count("data:image/svg+xml;base64,") == 3, "a picture of the data, and curves of two trainings"
     assert "<script" not in markdown and "\\| \\*a\\* \\`b\\`" in markdown
 
 
@@ -364,8 +366,8 @@ def test_samples_are_the_first_ones(outputs):
 def test_curves_show_what_was_logged():
     assert figures.curves([], None) is None
     assert figures.curves([{"step": 1, "epoch": 5}], None) is None
-    picture, abreast = figures.curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], kept_step=2)
-    assert picture.startswith("data:image/svg+xml;base64,") and abreast == 1
+    picture, abreast = figures.curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], 2, {"loss": "损失"}.get)
+    assert "<svg" in picture and ">损失</text>" in picture and abreast == 1
     pairs = [
         {"step": s, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-4, "rewards/accuracies": 0.5} for s in (1, 2)
     ]
@@ -382,6 +384,7 @@ def config_of(outputs: Path, *names: str) -> Path:
             {
                 "runs": [str(outputs / name) for name in names],
                 "output_dir": str(outputs / "report"),
+                "markdown": str(outputs / "paper/paper.md"),
                 "outputs_dir": str(outputs),
             }
         )
@@ -394,7 +397,7 @@ def test_the_command_makes_both_files_once(outputs):
     done = run_command("-m", "scripts.report", "--config", config)
     assert done.returncode == 0, done.stderr
     assert "exact match" in done.stdout and "missing:" in done.stdout
-    assert (outputs / "report/report.html").is_file() and (outputs / "report/report.md").is_file()
+    assert (outputs / "report/report.html").is_file() and (outputs / "paper/paper.md").is_file()
     assert "nothing to do" in run_command("-m", "scripts.report", "--config", config).stdout
     (outputs / "raw.jsonl").write_text("{}\n")
     assert "changed: " in run_command("-m", "scripts.report", "--config", config).stdout
@@ -405,6 +408,26 @@ def test_without_any_run_it_says_so(outputs):
     done = run_command("-m", "scripts.report", "--config", config)
     assert done.returncode == 2 and "is a finished run" in done.stderr and "Traceback" not in done.stderr
     assert run_command("-m", "scripts.report", "--config", config, "--dry-run").returncode == 0
+
+
+def test_a_record_of_an_older_version_is_told(outputs):
+    file = outputs / "eval/manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["results"]["pref_test"]["intervals"]
+    file.write_text(json.dumps(manifest))
+    done = run_command("-m", "scripts.report", "--config", str(config_of(outputs, "eval")))
+    assert done.returncode == 2 and "has no 'intervals'" in done.stderr and "--verify names it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{\"stage\": \"train_sft\"}", "\x00", "null"])
+def test_a_damaged_manifest_is_named(outputs, text):
+    (outputs / "sft/manifest.json").write_text(text)
+    found = collected(outputs, "align", "sft")
+    assert "sft: damaged (named by" in str(found.missing[0])
+    assert [run.stage for run in found.runs.values()] == ["train_orpo"]
+    line = next(line for line in listing.list_runs(outputs).splitlines() if "/sft " in line)
+    assert line.split()[1:3] == ["?", "damaged"]
 
 
 def test_all_runs_are_listed_with_their_knobs(outputs):
@@ -429,6 +452,17 @@ def test_a_diff_names_what_differs(outputs):
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
     assert ["beta", "-", "0.2"] in rows and ["stage", "train_sft", "train_orpo"] in rows
     assert not any(row[0] == "trainer.learning_rate" for row in rows)
+    write_rows(outputs / "sft/metrics.jsonl", [{"step": 1, "loss": 1.0}])
+    other = adapter(outputs / "sft_b", "train_sft", "2026-11-20T15:00:00+00:00", {})
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["results"]["best_eval_loss"], manifest["versions"]["torch"] = 1.25, "2.14.0"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    told = listing.diff(str(outputs / "sft"), str(other)).splitlines()
+    assert [line.split() for line in told[1:]] == [["versions"], ["torch", "2.13.0", "2.14.0"], ["results"],
+                                                   ["best_eval_loss", "1.5", "1.25", "-0.25"]]  # fmt: skip
+    assert "same results" in listing.diff(str(other), str(other))
+    assert "it holds" in run_command("-m", "scripts.report", "--diff", str(outputs / "proc"), str(other)).stderr
+    assert "kept" in listing.diff(str(outputs / "proc/sft"), str(other))
     done = run_command("-m", "scripts.report", "--diff", str(outputs / "sft"), str(outputs / "nowhere"))
     assert done.returncode == 2 and "no finished run there" in done.stderr
 
@@ -489,16 +523,73 @@ def test_a_symptom_is_named_from_the_curves(losses, validated, names):
 def test_symptoms_stand_in_the_report_and_in_the_docs(outputs):
     """A drop that the evaluation flags is named on the page, and every name is a heading of docs/symptoms.md."""
     from posttrain.config import ROOT
+    from posttrain.report import symptoms
     from posttrain.report.symptoms import Symptom
 
     html, markdown = files(outputs)
-    assert "Lost its general skill" in html and "docs/symptoms.md#lost-its-general-skill" in markdown
+    assert "丢了原有的能力" in html and "docs/symptoms.md#lost-its-general-skill" in markdown
+    assert "Lost its general skill" in files(outputs, language="en")[0]
     headings = [line[3:] for line in (ROOT / "docs/symptoms.md").read_text().splitlines() if line.startswith("## ")]
     source = (ROOT / "posttrain/report/symptoms.py").read_text()
     named = re.findall(r'Symptom\("([^"]+)"', source)
     named += re.findall(r"Symptom\(\n?\s*\"([^\"]+)\"", source)
-    assert set(named) == set(headings) and len(headings) == 11
+    named += [*symptoms.OF_RATES.values(), "Lost its general skill"]
+    assert set(named) == set(headings) == set(words.SYMPTOMS) and len(headings) == 12
     assert Symptom("Loss 0", "", "").anchor == "loss-0"
+
+
+@pytest.mark.parametrize(("measure", "name"), [
+    ("over_refusal", "Refuses too much"), ("jailbreak_rate", "Gives in to harmful requests"),
+    ("acc", "Lost its general skill"),
+])  # fmt: skip
+def test_a_rate_of_a_safety_test_is_no_skill(measure, name):
+    from posttrain.report import risks
+    from posttrain.report.symptoms import of_task
+
+    row = content.Row("safety_own", measure, 200, "%", "lower", {"x": content.Cell(0.5, None, 0.4, None, 0.01, True)})
+    assert [symptom.name for symptom in of_task(row, {})] == [name]
+    lost = next(line for line in risks.risks(lineage.Lineage(), [row]) if line.asked[1].startswith("no skill"))
+    assert lost.state == ("no" if measure == "acc" else "not measured")
+
+
+@pytest.mark.parametrize("dead", (False, True))
+def test_the_safety_of_a_dead_model_is_not_measured(outputs, dead):
+    from posttrain.report import risks
+
+    file = outputs / "eval/manifest.json"
+    manifest = json.loads(file.read_text())
+    models = {"base": {"dead": False}, "sft": {"dead": dead}}
+    manifest["results"]["safety"] = {"files": {"safety_own": {"models": models}}}
+    file.write_text(json.dumps(manifest))
+    line = next(line for line in risks.risks(collected(outputs), []) if line.asked[1].startswith("behaviour"))
+    assert line.state == ("not measured" if dead else "yes") and ("of sft can be judged" in line.found[1]) == dead
+
+
+def test_words_that_were_not_looked_for_are_not_measured(outputs):
+    from posttrain.report import risks
+
+    def state(**config) -> str:
+        file = outputs / "proc/sft_manifest.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"config": config}))
+        return next(line.state for line in risks.risks(collected(outputs), []) if "listed" in line.asked[1])
+
+    assert state() == state(rules={"keywords": "keep"}, keywords={"a": "x.txt"}) == "not measured"
+    assert state(rules={"keywords": "flag"}, keywords={"a": "x.txt"}) == state(blacklist=["x"]) == "yes"
+
+
+def test_lists_that_changed_are_not_fetched(outputs):
+    file = outputs / "proc/sft_manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["inputs"] = {"rules/words.txt": manifest["inputs"]["raw"]}
+    file.write_text(json.dumps(manifest))
+    (outputs / "raw.jsonl").write_text("{}\n")
+    line = checklist.raw_files(collected(outputs))
+    assert line.state == "no" and line.command.startswith("python -m scripts.prepare_data --config")
+
+
+def test_markdown_stays_text_and_loads_no_picture():
+    cell = render.markdown_cell("a\x00b\x1b[31m ![x](http://tracker/a.png)")
+    assert "\x00" not in cell and "\x1b" not in cell and "](" not in cell and "tracker" in cell
 
 
 def test_forecast_and_fact_stand_side_by_side():
@@ -535,3 +626,171 @@ def test_remedies_name_keys_that_exist():
     named = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)*): [^`]+`", page)) | set(re.findall(r"--set \"?([a-z_.]+)=", page))
     known = {key for stage in STAGES.values() for key in schema_keys(stage)} | {"temperature", "tokens_per_step"}
     assert len(named) > 20 and named <= known, named - known
+
+
+# ------------------------------------------------------------------ two languages
+
+CHINESE = re.compile("[\u3001-\u303f\u4e00-\u9fff\uff00-\uff3b]")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in render.TEMPLATES.glob("*.jinja")))
+def test_every_sentence_of_a_template_stands_in_both_languages(name):
+    text = re.sub(r"{#.*?#}", "", (render.TEMPLATES / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    said = re.findall(r't\("((?:[^"\\]|\\.)*)",\s*"((?:[^"\\]|\\.)*)"', text)
+    assert not [pair for pair in said if CHINESE.search(pair[1])]
+    places = re.compile(r"%[.\d]*[sdfg]")
+    assert not [pair for pair in said if places.findall(pair[0]) != places.findall(pair[1])], "as many numbers in both"
+    rest = re.sub(r't\("(?:[^"\\]|\\.)*",\s*"(?:[^"\\]|\\.)*"', "", text)
+    assert not CHINESE.search(rest), CHINESE.search(rest)
+
+
+def test_every_name_has_both_words():
+    for table in render.TABLES.values():
+        for name, (chinese, english) in table.items():
+            assert chinese and english and not CHINESE.search(english), name
+
+
+def test_the_page_speaks_one_language(outputs):
+    chinese, english = "不等于没有风险", "does not mean that there is no risk"
+    for language, tag, said, unsaid in (("zh", "zh-CN", chinese, english), ("en", "en", english, chinese)):
+        html, markdown = files(outputs, language=language)
+        assert f'<html lang="{tag}">' in html
+        for text in (html, markdown):
+            assert said in text and unsaid not in text
+
+
+# ------------------------------------------------------------------ checklist, chain, commands
+
+
+def lines_of(found: lineage.Lineage) -> dict[str, tuple]:
+    return {line.asked[1]: (line.state, line.found[1], line.command) for line in checklist.checklist(found)}
+
+
+def test_the_checklist_is_filled_in_from_the_files(outputs):
+    lines, raw = lines_of(collected(outputs)), "raw files are there, with sizes and hashes"
+    assert lines[raw][:2] == ("yes", "files: 1, 9 B in all, every SHA-256 as recorded")
+    assert lines["every split of sft is there"][0] == "yes"
+    assert lines["the validation loss of SFT is stable"][0] == "not measured"
+    assert "--set trainer.save_steps=2" in lines["the validation loss of SFT is stable"][2]
+    assert lines["evaluations are complete"][:2] == ("yes", "3 models × 2 tasks")
+    assert lines["sample prompts are answered in format"][:2] == ("yes", "align: 27 of 30 (90 % asked)")
+    assert lines["the export was reloaded and checked"][0] == "not measured"
+    assert lines["the code is committed, one set of versions"][0] == "yes"
+    (outputs / "raw.jsonl").unlink()
+    manifest = outputs / "proc/sft_manifest.json"
+    manifest.write_text(manifest.read_text().replace('"val": 1', '"val": 0'))
+    adapter(outputs / "dpo", "train_dpo", "2026-11-20T11:40:00+00:00", {"sft": outputs / "sft"})
+    lines = lines_of(collected(outputs, "eval", "compare", "dpo"))
+    assert lines[raw][0] == "no"
+    assert lines["every split of sft is there"][0] == "no"
+    state, found, command = lines["evaluations are complete"]
+    assert state == "no" and found.endswith("dpo") and "peft_adapter=[" in command
+    assert {line[0] for line in lines_of(lineage.Lineage()).values()} <= {"not measured", "no", "yes"}
+
+
+@pytest.mark.parametrize(("losses", "stable"), [
+    ([3.0, 2.0, 1.5, 1.2, 1.01, 1.0, 1.0, 0.99, 0.99], True),
+    ([3.0, 2.0, 1.5, 1.0, 1.01, 1.02, 1.03, 1.03, 1.04], False),  # it turned up
+    ([3.0, 2.7, 2.4, 2.1, 1.8, 1.5], False),  # it still falls
+    ([1.0, 1.0, 1.0], True),
+])  # fmt: skip
+def test_a_validation_loss_is_stable_by_the_rule(losses, stable):
+    assert checklist.settled(losses)[0] is stable
+
+
+def test_a_preference_loss_that_does_not_fall_is_told(outputs):
+    metrics = outputs / "align/metrics.jsonl"
+    write_rows(metrics, [{"step": i, "loss": loss} for i, loss in enumerate([0.7, 0.6, 0.6, 0.5, 0.5])])
+    assert lines_of(collected(outputs))["the preference loss of ORPO falls"][0] == "yes"
+    write_rows(metrics, [{"step": i, "loss": loss} for i, loss in enumerate([0.5, 0.6, 0.6, 0.5, 0.7])])
+    assert lines_of(collected(outputs))["the preference loss of ORPO falls"][0] == "no"
+
+
+def test_the_chain_has_a_box_a_run_and_arrows_from_the_nearest(outputs):
+    from posttrain.report import chain
+
+    found = collected(outputs)
+    boxes = {Path(box.name).name: box for box in chain.boxes_of(found) if not box.is_bend}
+    above = {name: sorted(Path(other.name).name for other in box.above) for name, box in boxes.items()}
+    assert above["eval"] == above["compare"] == ["align"] and above["align"] == ["sft"], above
+    (outputs / "sft/adapter_model.safetensors").write_bytes(b"other")
+    picture = chain.picture(collected(outputs), "en", 2)
+    assert picture.count("<rect") == 6 and "supervised fine-tuning" in picture and chain.BAD in picture
+    assert chain.BAD not in chain.picture(found, "en", 4)
+
+
+def test_commands_and_digests_to_make_it_again(outputs):
+    from posttrain.report import reproduce
+
+    (outputs / "proc/sft_config.yaml").write_text("stage: sft\n")
+    found = collected(outputs)
+    commands = reproduce.commands(found)
+    assert commands[0] == f"python -m scripts.prepare_data --config {outputs}/proc/sft_config.yaml"
+    assert len(commands) == 5 and "as typed then" in commands[1]
+    points = {Path(entry["path"]).name: entry for entry in reproduce.starting_points(found)}
+    assert set(points) == {"raw.jsonl", "prompts.jsonl"}
+    assert points["raw.jsonl"]["digest"] == sha256(outputs / "raw.jsonl")
+    assert "torch==2.13.0" in reproduce.packages(found)
+    write_run(outputs / "merged", "export_lora", "model", {}, parents={"adapter": outputs / "sft"},
+              created="2026-11-20T16:00:00+00:00",
+              config={"mode": "merged", "output_dir": str(outputs / "merged"), "dtype": None})  # fmt: skip
+    (outputs / "sft/config.yaml").write_text("stage: sft\n")
+    command = reproduce.commands(collected(outputs, "merged"))[-1]
+    assert command == (f"python -m scripts.export_lora --config {outputs}/sft/config.yaml --set export.mode=merged "
+                       f"--set export.output_dir={outputs}/merged")  # fmt: skip
+
+
+def test_what_is_not_known_is_not_measured(tmp_path):
+    """A report of a run without data, evaluation, answers, curves or export."""
+    write_run(tmp_path / "sft", "train_sft", "adapter", {})
+    found = lineage.collect([tmp_path / "sft"])
+    for language, word in (("zh", "未测"), ("en", "not measured")):
+        config = Report(output_dir=tmp_path, markdown=tmp_path / "report.md", language=language)
+        for path in render.render(found, config)[:2]:
+            assert path.read_text(encoding="utf-8").lower().count(word) >= 8, path
+
+
+def test_a_report_changed_by_hand_is_set_aside(outputs):
+    config = str(config_of(outputs, "eval"))
+    assert run_command("-m", "scripts.report", "--config", config).returncode == 0
+    paper = outputs / "paper/paper.md"
+    assert list((outputs / "paper/paper_files").glob("*.svg"))
+    paper.write_text("my own words", encoding="utf-8")
+    told = run_command("-m", "scripts.report", "--config", config, "--set", "language=en", "--dry-run").stdout
+    assert "was changed by hand; it will be set aside" in told
+    done = run_command("-m", "scripts.report", "--config", config, "--set", "language=en")
+    assert done.returncode == 0 and "it is set aside as" in done.stdout
+    aside = [path for path in (outputs / "paper").glob("paper.*.md")]
+    assert [path.read_text(encoding="utf-8") for path in aside] == ["my own words"] and "1. Goal" in paper.read_text()
+
+
+# ------------------------------------------------------------------ --verify
+
+
+def test_the_data_are_counted_again_and_the_page_must_be_of_these_manifests(outputs):
+    from posttrain.errors import CheckFailed
+    from posttrain.report.verify import page, verify
+
+    rows = [{"id": str(i), "source": "own", "messages": [{"role": "user", "content": "问"}],
+             "meta": {"lang": "zh", "chars": chars}} for i, chars in enumerate((20, 30, 40))]  # fmt: skip
+    for split, row in zip(("train", "val", "test"), rows, strict=True):
+        write_rows(outputs / f"proc/sft_{split}.jsonl", [row])
+    assert any("proc/sft: " in line and "10 numbers" in line for line in verify(collected(outputs, "sft"), {}))
+    write_rows(outputs / "proc/sft_val.jsonl", [rows[1] | {"meta": {"lang": "en", "chars": 31}}])
+    with pytest.raises(CheckFailed, match="records in zh is recorded as 3, the files say 2") as told:
+        verify(collected(outputs, "sft"), {})
+    assert "chars total is recorded as 90, the files say 91" in str(told.value)
+
+    config = str(config_of(outputs, "sft"))
+    assert run_command("-m", "scripts.report", "--config", config).returncode == 0
+    report = outputs / "report"
+    assert page(report, collected(outputs, "sft"))[0] == []
+    (outputs / "paper/paper.md").write_text("mine")
+    assert "paper.md was changed by hand" in page(report, collected(outputs, "sft"))[1][0]
+    html = report / "report.html"
+    html.write_text(html.read_text(encoding="utf-8").replace("c0ffee", "c0ffef"), encoding="utf-8")
+    assert "report.html was changed by hand" in page(report, collected(outputs, "sft"))[0][0]
+    manifest = outputs / "sft/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"first_loss": 2.0', '"first_loss": 1.9'))
+    faults = "\n".join(page(report, collected(outputs, "sft"))[0])
+    assert "was as it is now; make the report again" in faults

@@ -12,7 +12,7 @@ import pytest
 from posttrain import runs
 from posttrain.config import Loaded
 from posttrain.errors import UserFault
-from posttrain.stages import TrainSft
+from posttrain.stages import Report, TrainSft
 
 
 @pytest.fixture
@@ -103,6 +103,25 @@ def test_rebuild_says_what_changed(open_, capsys):
     finish(open_())
     open_(rebuild=True, loss_on="all")
     assert "loss_on: assistant -> all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rebuild", (False, True))
+def test_another_stage_does_not_write_over_a_run(open_, rebuild):
+    finish(open_())
+    kept = (open_.dir / "manifest.json").read_text()
+    loaded = Loaded(config=Report(output_dir=open_.dir), path=open_.dir / "report.yaml", origins={})
+    with pytest.raises(UserFault, match="holds a run of train_sft, and this is report"):
+        runs.open_run(open_.dir, loaded, {}, rebuild=rebuild)
+    assert (open_.dir / "manifest.json").read_text() == kept
+
+
+@pytest.mark.parametrize("text", ("{}", "[]", '"x"', "{"))
+def test_a_damaged_record_is_no_record(open_, text):
+    finish(open_())
+    for name in ("manifest.json", "status.json"):
+        (open_.dir / name).write_text(text)
+    with pytest.raises(UserFault, match="no record of a run of ours"):
+        open_()
 
 
 def test_a_second_process_is_refused(open_):

@@ -1,4 +1,4 @@
-"""The shell scripts: setup_env.sh, run_all.sh, the Makefile's hint, and doctor.py.
+"""The shell scripts: setup_env.sh, run_all.sh, and the Makefile's hint.
 
 run_all.sh is tried on a small project of its own whose stages only record that they ran; the real one is `make demo`.
 """
@@ -226,7 +226,7 @@ def test_the_real_chain_has_a_plan_on_a_box_that_has_nothing(tmp_path):
     assert not (copy / "outputs").exists() and not (copy / "data_proc").exists() and not (tmp_path / "hf").exists()
 
 
-# ------------------------------------------------------------------ Makefile and doctor.py
+# ------------------------------------------------------------------ Makefile
 
 
 def test_make_says_what_to_do_where_python_is_too_old(tmp_path):
@@ -240,21 +240,3 @@ def test_make_says_what_to_do_where_python_is_too_old(tmp_path):
     for way in ("deadsnakes", "uv python install 3.11", "conda create"):
         assert way in done.stdout
     assert not (tmp_path / ".venv").exists()
-
-
-def test_doctor_finds_nothing_in_the_way_here():
-    done = subprocess.run([sys.executable, "scripts/doctor.py"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.strip().endswith("nothing blocks"), done.stdout + done.stderr
-
-
-def test_doctor_says_when_torch_does_not_fit_the_card(tmp_path):
-    import torch
-
-    if torch.version.cuda:
-        pytest.skip("this torch is built for CUDA")
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4090, 24564, 550.54, 8.9'\n")
-    smi.chmod(0o755)
-    done = subprocess.run([sys.executable, "scripts/doctor.py"], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})  # fmt: skip
-    assert done.returncode == 2 and "is a CPU build, and there is a card" in done.stdout

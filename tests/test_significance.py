@@ -67,3 +67,23 @@ def test_nothing_to_compare():
     assert significance.mean_interval([0.3]) is None
     with pytest.raises(ValueError, match="paired items"):
         significance.paired([1.0], [1.0, 0.0])
+
+
+def test_chance_is_the_permutation_of_the_right_answers():
+    share, expected, p = significance.permuted_golds([0, 0, 1, 1], [0, 1, 1, 1])
+    assert share == 0.75 and expected == pytest.approx((2 * 1 + 2 * 3) / 16)
+    # of the four places of the one 0, two give 3 right and two give 1: all lie as far from 2
+    assert p == 1.0
+    always_b = [1] * 60
+    golds = ([0] * 10 + [1] * 30 + [2] * 20) * 1
+    assert significance.permuted_golds(always_b, golds) == (0.5, 0.5, 1.0)
+    perfect = list(range(4)) * 10
+    assert significance.permuted_golds(perfect, perfect)[2] == pytest.approx(1 / 10_001)
+    worst = [(answer + 1) % 4 for answer in perfect]
+    assert significance.permuted_golds(worst, perfect)[2] < 0.01  # never right is as far from chance
+
+
+def test_the_permutation_null_alarms_as_rarely_as_it_says():
+    rng = np.random.default_rng(5)
+    ps = [significance.permuted_golds(rng.integers(0, 4, 40), rng.integers(0, 4, 40), seed)[2] for seed in range(60)]
+    assert 0 <= sum(p < 0.05 for p in ps) <= 8 and max(ps) > 0.5

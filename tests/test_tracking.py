@@ -88,7 +88,6 @@ def test_a_bar_on_a_terminal_and_lines_everywhere(stderr, monkeypatch, tmp_path,
 
 
 def test_what_was_logged_has_a_panel():
-    import base64
 
     from posttrain.report.figures import PANELS, curves
 
@@ -97,4 +96,4 @@ def test_what_was_logged_has_a_panel():
               "tokens_per_second", "gpu_utilization"}  # fmt: skip
     assert wanted <= keys
     picture, abreast = curves([{"step": s, **dict.fromkeys(wanted, s / 9)} for s in range(1, 9)], 8)
-    assert abreast == 3 and b"<svg" in base64.b64decode(picture.partition(",")[2])
+    assert abreast == 3 and "<svg" in picture

@@ -64,8 +64,8 @@ def tables() -> Tables:
             bits[code] = _kind(form, han[ord(form)])
             if form != char and (code in _WIDE or form in " \n"):
                 bits[code] |= REWRITTEN | SAFE  # folded in the training text too
-            elif form != char and not unicodedata.is_normalized("NFC", char):
-                bits[code] |= REWRITTEN
+            elif form != char and (composed := unicodedata.normalize("NFC", char)) != char:
+                bits[code] |= REWRITTEN | (SAFE if composed == form else SLOW)
             if len(small := form.lower()) == 1:
                 lower[ord(form)] = ord(small)
     bits[0xD800:0xE000] = DROPPED

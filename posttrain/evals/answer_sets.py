@@ -2,7 +2,7 @@
 Prompts with right answers, for a model to answer freely: read from local files, scored, compared item by item.
 
 Three kinds: text (BLEU-4, ROUGE-L, chrF), classification (accuracy, macro-F1, confusion matrix) and extractive_qa
-(exact match and F1 as CMRC 2018 defines them).
+(exact match and F1 as CMRC 2018 defines them). BERTScore beside them where the config names an encoder.
 """
 
 import json
@@ -16,16 +16,18 @@ from posttrain import instructions, significance
 from posttrain.config import shown
 from posttrain.errors import UserFault, faults_in
 from posttrain.evals import generation
-from posttrain.evaluation_blocks import AnswerSet
+from posttrain.evaluation_blocks import AnswerSet, BertScore
 from posttrain.plan import Plan
 from posttrain.records import fault_in_turns, json_object, lines_of, record_id, text_of
 from posttrain.stages import EvalHarness
+from posttrain.text import has_lone_surrogate
 
 METRICS = {
     "text": ("bleu4", "rouge_l_char", "rouge_l_jieba", "chrf"),
     "classification": ("accuracy", "macro_f1"),
     "extractive_qa": ("em", "f1"),
 }
+BERTSCORE = "bertscore"
 SPLITS = {"rouge_l_char": generation.characters, "rouge_l_jieba": generation.words}
 
 
@@ -39,6 +41,21 @@ class Items:
     prompts: list[list[dict]]
     references: list[list[str]]
     classes: list[str]
+    bert_score: BertScore | None = None
+
+
+def metrics_of(how: AnswerSet) -> tuple[str, ...]:
+    """The metrics of a set."""
+    return METRICS[how.kind] + ((BERTSCORE,) if how.bert_score else ())
+
+
+def signature_of(bert_score: BertScore | None, metric: str) -> str:
+    """What a number of a set is made with."""
+    if metric != BERTSCORE:
+        return generation.signature(metric)
+    from posttrain.evals import bert_score as of_bert
+
+    return of_bert.signature(bert_score)
 
 
 def plan_sets(plan: Plan, cfg: EvalHarness, models: int) -> None:
@@ -49,6 +66,7 @@ def plan_sets(plan: Plan, cfg: EvalHarness, models: int) -> None:
         elif plan.need(f"answer set {name}", how.file, otherwise=f"Or leave it out: --set answer_sets.{name}=null"):
             try:
                 items = read(name, how, cfg.seed)
+                _check_encoder(how)
             except UserFault as fault:
                 plan.faults.append(str(fault))
                 continue
@@ -56,6 +74,16 @@ def plan_sets(plan: Plan, cfg: EvalHarness, models: int) -> None:
             count = len(items.ids)
             plan.fact("data", f"{name}: {count} items ({how.kind}{classes}), {count * models} answers of "
                               f"{how.max_new_tokens} tokens at most")  # fmt: skip
+            if how.bert_score:
+                plan.fact("data", f"{name}: BERTScore by {shown(how.bert_score.model)}, with its own weights in memory "
+                                  "after the last model")  # fmt: skip
+
+
+def _check_encoder(how: AnswerSet) -> None:
+    if how.bert_score:
+        from posttrain.evals import bert_score
+
+        bert_score.check(how.bert_score)
 
 
 # ------------------------------------------------------------------ reading
@@ -72,6 +100,9 @@ def read(name: str, how: AnswerSet, seed: int) -> Items:
                 faults.append(f"{shown(how.file)}:{place}: {item}")
                 continue
             prompt, right = item
+            if has_lone_surrogate(json.dumps([prompt, right], ensure_ascii=False)):
+                faults.append(f"{shown(how.file)}:{place}: holds half of a character (a lone surrogate)")
+                continue
             ids.append(record_id(name, [prompt, right, len(ids)]))
             prompts.append(prompt)
             references.append(right)
@@ -82,7 +113,8 @@ def read(name: str, how: AnswerSet, seed: int) -> Items:
     chosen = range(len(ids))
     if how.limit and how.limit < len(ids):
         chosen = sorted(random.Random(seed).sample(chosen, how.limit))
-    return Items(name, how.kind, *([column[i] for i in chosen] for column in (ids, prompts, references)), classes)
+    columns = ([column[i] for i in chosen] for column in (ids, prompts, references))
+    return Items(name, how.kind, *columns, classes, how.bert_score)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -205,12 +237,15 @@ def parsed(items: Items, answers: list[str]) -> list[str | None]:
     return [generation.parse_label(answer, items.classes) for answer in answers]
 
 
-def rows(items: Items, answers: dict[str, list[str]], seed: int) -> list[dict[str, Any]]:
-    """A row of the table per metric. answers: model -> its answer to every item; the first model is compared with."""
+def rows(items: Items, answers: dict[str, list[str]], seed: int,
+         similar: dict[str, list[float]] | None = None) -> list[dict[str, Any]]:  # fmt: skip
+    """A row of the table per metric. answers: model -> its answer to every item; the first model is compared with.
+    similar: model -> BERTScore of every item, where an encoder has measured it."""
     of_items = {model: item_scores(items, said) for model, said in answers.items()}
-    return [_mean_row(items, metric, {m: scores[metric] for m, scores in of_items.items()}, seed)
-            if metric in next(iter(of_items.values())) else _corpus_row(items, metric, answers, seed)
-            for metric in METRICS[items.kind]]  # fmt: skip
+    table = [_mean_row(items, metric, {m: scores[metric] for m, scores in of_items.items()}, seed)
+             if metric in next(iter(of_items.values())) else _corpus_row(items, metric, answers, seed)
+             for metric in METRICS[items.kind]]  # fmt: skip
+    return table + ([_mean_row(items, BERTSCORE, similar, seed)] if similar else [])
 
 
 def _mean_row(items: Items, metric: str, values: dict[str, list[float]], seed: int) -> dict[str, Any]:
@@ -261,7 +296,7 @@ def _row(items: Items, metric: str, scores: dict, differences: dict) -> dict[str
     """As harness makes them for lm-eval's tasks, with the signature of the number."""
     differences = {model: found | {"p_holm": None, "flag": None} for model, found in differences.items()}
     return {"task": items.name, "metric": metric, "n": len(items.ids), "n_shot": None, "higher_is_better": True,
-            "scores": scores, "differences": differences, "signature": generation.signature(metric),
+            "scores": scores, "differences": differences, "signature": signature_of(items.bert_score, metric),
             **({"classes": items.classes} if items.classes else {})}  # fmt: skip
 
 

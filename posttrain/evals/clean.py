@@ -93,6 +93,8 @@ def add_clean_scores(table: list[dict], asked: dict[str, list[str]], scores: dic
 
 def _item_values(score: dict[str, Any], items: Items | None, metric: str) -> list[float] | None:
     """The number of each item, or None for a metric that is no mean over items."""
+    if items is not None and metric in score:  # BERTScore, measured apart
+        return score[metric]
     if items is not None:
         return answer_sets.item_scores(items, [answer["text"] for answer in score["answers"]]).get(metric)
     return next((values for key, values in score["items"].items() if harness.metric_name(key) == metric), None)

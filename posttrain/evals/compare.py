@@ -17,6 +17,7 @@ from posttrain.records import fault_in_turns, json_object, lines_of, record_id, 
 from posttrain.stages import InferCompare
 
 NO_GROUP = "all"
+PRINTED = 2000  # characters of an answer on the terminal
 READ_KEYS = ("id", "source", "prompt", "answer", "group", "topic", "checks", "meta")
 
 
@@ -96,6 +97,9 @@ def plan_prompts(plan: Plan, cfg: InferCompare, lineup) -> None:
     sampling = f"temperature {how.temperature}, top_p {how.top_p}" if how.temperature else "greedy"
     plan.fact("schedule", f"{answers} answers of {how.max_new_tokens} tokens at most, {sampling}; batches of "
                           f"{cfg.batch_size} prompts")  # fmt: skip
+    if cfg.cost_prompts:
+        plan.fact("schedule", f"cost: latency and memory on {min(cfg.cost_prompts, len(rows))} of the prompts, models "
+                              "taking turns (cost_prompts=0 leaves it out)")  # fmt: skip
     if lineup and plan.dry_run:
         from posttrain import chat
 
@@ -138,9 +142,10 @@ def summarise(rows: list[dict[str, Any]], models: list[str]) -> dict[str, Any]:
                 counts["exact"] = (counts["exact"] or 0) + exact(answer["text"], row["expected"])
     speed = {}
     for model in models:
-        tokens = sum(row["answers"][model]["tokens"] for row in rows)
-        seconds = sum(row["answers"][model]["seconds"] for row in rows)
+        answers = [row["answers"][model] for row in rows]
+        tokens, seconds = sum(a["tokens"] for a in answers), sum(a["seconds"] for a in answers)
         speed[model] = {"tokens": tokens, "seconds": round(seconds, 3), "mean_tokens": tokens / len(rows),
+                        "mean_characters": sum(len(a["text"]) for a in answers) / len(rows),
                         "tokens_per_second": tokens / seconds if seconds else None}  # fmt: skip
     return {"groups": groups, "speed": speed}
 
@@ -177,7 +182,9 @@ def side_by_side(row: dict[str, Any], models: list[str], columns: int = 100) -> 
         answer = row["answers"][model]
         mark = "" if row["expected"] is None else "✓ " if exact(answer["text"], row["expected"]) else "✗ "
         end = "" if answer["stopped"] else " [cut off]"
-        wrapped = _wrapped(f"{mark}{answer['text']}{end}", columns - indent)
+        more = len(answer["text"]) - PRINTED
+        end = f" [{more:,} more characters in answers.jsonl]" if more > 0 else end
+        wrapped = _wrapped(f"{mark}{answer['text'][:PRINTED]}{end}", columns - indent)
         lines.append(padded(model, indent) + wrapped[0])
         lines += [" " * indent + line for line in wrapped[1:]]
     return "\n".join(lines)
@@ -205,8 +212,11 @@ def table(summary: dict[str, Any], models: list[str]) -> str:
         if counts[models[0]]["exact"] is not None:
             lines.append([group, "exact match", *(f"{counts[m]['exact']}/{counts[m]['expected']}" for m in models)])
         lines.append([group, "ended by itself", *(f"{counts[m]['stopped']}/{counts[m]['n']}" for m in models)])
-    lines.append(["all", "tokens/s", *(_number(summary["speed"][m]["tokens_per_second"]) for m in models)])
-    lines.append(["all", "tokens an answer", *(_number(summary["speed"][m]["mean_tokens"]) for m in models)])
+    measures = {"tokens_per_second": "tokens/s", "mean_tokens": "tokens an answer",
+                "mean_characters": "characters an answer"}  # fmt: skip
+    for key, words in measures.items():
+        if not (key == "tokens_per_second" and "cost" in summary):  # measured better there
+            lines.append(["all", words, *(_number(summary["speed"][m][key]) for m in models)])
     widths = [max(width(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(padded(cell, w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([text[0], "-" * max(map(width, text)), *text[1:]])

@@ -9,6 +9,7 @@ numbers.
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,15 +95,20 @@ def generate(lm, tokenizer, prompts: list[list[Message]], how: Generation, batch
 
     UserFault for a prompt too long for the model; WontFit if a single prompt does not fit the card.
     """
-    encoded = check_lengths(lm, tokenizer, prompts, how)
-    order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
-    answers: list[Any] = [None] * len(prompts)
+    seeds = [seed_of(how.seed, prompt) for prompt in prompts]
+    return generate_from_ids(lm, tokenizer, check_lengths(lm, tokenizer, prompts, how), seeds, how, batch_size)
+
+
+def generate_from_ids(lm, tokenizer, encoded: list[list[int]], seeds: list[int], how: Generation,
+                      batch_size: int) -> list[Answer]:  # fmt: skip
+    """As generate, from the ids of whole prompts."""
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+    answers: list[Any] = [None] * len(encoded)
     start = 0
     while start < len(order):
         some = order[start : start + batch_size]
-        seeds = [seed_of(how.seed, prompts[i]) for i in some]
         try:
-            batch = _generate_batch(lm, tokenizer, [encoded[i] for i in some], seeds, how)
+            batch = generate_batch(lm, tokenizer, [encoded[i] for i in some], [seeds[i] for i in some], how)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             if batch_size == 1:
@@ -115,7 +121,9 @@ def generate(lm, tokenizer, prompts: list[list[Message]], how: Generation, batch
     return answers
 
 
-def _generate_batch(lm, tokenizer, encoded: list[list[int]], seeds: list[int], how: Generation) -> list[Answer]:
+def generate_batch(lm, tokenizer, encoded: list[list[int]], seeds: list[int], how: Generation,
+                   watching: Sequence[LogitsProcessor] = ()) -> list[Answer]:  # fmt: skip
+    """One answer per row of ids, all in one batch, padded on the left. `watching` see the scores of each step first."""
     width = max(map(len, encoded))
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=lm.device)
@@ -124,7 +132,7 @@ def _generate_batch(lm, tokenizer, encoded: list[list[int]], seeds: list[int], h
     with torch.no_grad():
         out = lm.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings_of(lm, tokenizer, how),
-            logits_processor=sampler(how, seeds, lm.device),
+            logits_processor=LogitsProcessorList([*watching, *sampler(how, seeds, lm.device)]),
         )  # fmt: skip
     new = out[:, width:].tolist()  # waits for the card
     seconds = (time.perf_counter() - began) / len(encoded)

@@ -126,13 +126,20 @@ def render_with(tokenizer) -> Callable:
 # ------------------------------------------------------------------ measuring
 
 
-def wrap(lm, tokenizer, batch_size: int, apply_chat_template: bool):
-    """lm-eval's wrapper around a loaded model. CheckFailed if it would encode a chat otherwise than training does."""
-    from lm_eval.models.huggingface import HFLM
+def wrap(lm, tokenizer, sizes, apply_chat_template: bool):
+    """lm-eval's wrapper around a loaded model; sizes: batch_size.BatchSizes. Raises as ready() does."""
+    from posttrain.evals.sized_lm import SizedLM
 
+    wrapped = SizedLM(pretrained=lm, tokenizer=tokenizer, batch_size=1, enable_thinking=False)
+    wrapped.sizes = sizes
+    return ready(wrapped, tokenizer, apply_chat_template)
+
+
+def ready(wrapped, tokenizer, apply_chat_template: bool):
+    """A wrapper of lm-eval's, quiet where nobody watches. CheckFailed if it would encode a chat otherwise than training
+    does."""
     from posttrain import chat, templates
 
-    wrapped = HFLM(pretrained=lm, tokenizer=tokenizer, batch_size=batch_size, enable_thinking=False)
     if not sys.stderr.isatty():  # lm-eval sets its bars on itself, whatever TQDM_DISABLE says
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(wrapped, kind, partial(getattr(wrapped, kind), disable_tqdm=True))
@@ -168,10 +175,10 @@ def measure(wrapped, task, cfg: EvalHarness) -> tuple[dict[str, Any], list[dict]
             )  # fmt: skip
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            if wrapped.batch_size_per_gpu == 1:
+            tried = wrapped.batch_size
+            if wrapped.sizes is None or not wrapped.sizes.halve():
                 raise WontFit(f"task {name}: a single item does not fit the card; lower num_fewshot") from None
-            wrapped.batch_size_per_gpu //= 2
-            print(f"  {name}: out of memory; going on with batch_size {wrapped.batch_size_per_gpu}", flush=True)
+            print(f"  {name}: out of memory at {tried} items a batch; going on with half", flush=True)
         except (UserFault, CheckFailed):
             raise
         except Exception as error:  # a task is code and data of somebody else: anything can come
@@ -222,16 +229,26 @@ def task_rows(tasks: Tasks, scores: dict[str, dict[str, dict]]) -> tuple[list[di
 
 
 def flag_differences(rows: list[dict]) -> None:
-    """Adjust each model's p-values for the number of rows (Holm) and flag what stays below 0.05 as `drop` or `gain`."""
+    """Adjust each model's p-values for the number of tests (Holm); flag what stays below 0.05 as `drop` or `gain`."""
     for model in rows[0]["differences"] if rows else []:
-        tested = [row for row in rows if row["differences"][model]["p"] is not None]
-        adjusted = significance.holm([row["differences"][model]["p"] for row in tested])
-        for row, p in zip(tested, adjusted, strict=True):
+        for row, p in adjusted(rows, model):
             difference = row["differences"][model]
             difference["p_holm"] = p
             if p < significance.LEVEL:
                 better = (difference["value"] > 0) == row["higher_is_better"]
                 difference["flag"] = "gain" if better else "drop"
+
+
+def adjusted(rows: list[dict], model: str) -> list[tuple[dict, float]]:
+    """(row, p after Holm) of every tested row. Two metrics of a task that say the same of every model (cmmlu's acc and
+    acc_norm) are one test, not two."""
+    tests: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if (p := row["differences"].get(model, {}).get("p")) is not None:
+            scores = (score["value"] for score in row["scores"].values())
+            tests.setdefault((row["task"], p, *scores), []).append(row)
+    holm = significance.holm([p for _, p, *_ in tests])
+    return [(row, p) for same, p in zip(tests.values(), holm, strict=True) for row in same]
 
 
 def metric_name(key: str) -> str:

@@ -6,6 +6,7 @@ The preference margin is log p(chosen) - log p(rejected) of the model itself, wi
 between base, SFT and aligned model.
 """
 
+import json
 import math
 import random
 from collections import Counter
@@ -17,6 +18,7 @@ from posttrain import chat, significance
 from posttrain.config import shown
 from posttrain.errors import CheckFailed, UserFault, WontFit
 from posttrain.records import fault_in, read_jsonl
+from posttrain.text import has_lone_surrogate
 
 
 @dataclass
@@ -60,7 +62,10 @@ def _unusable(row: Any, key: str) -> str | None:
     if not isinstance(row, dict) or key not in row:
         return f"no_{key}"
     not_lists = [part for part in parts if not isinstance(row.get(part), list)]
-    return f"{not_lists[0]}_is_no_list_of_turns" if not_lists else fault_in(row)
+    if fault := f"{not_lists[0]}_is_no_list_of_turns" if not_lists else fault_in(row):
+        return fault
+    parts_of_row = json.dumps([row[part] for part in parts], ensure_ascii=False)
+    return "lone_surrogate" if has_lone_surrogate(parts_of_row) else None
 
 
 def encode_chats(tokenizer, records: list[dict], max_length: int, loss_on: str) -> TestRows:

@@ -16,19 +16,21 @@ task YAML that includes lm-eval's own, so that prompts, metrics and versions sta
 """
 
 import csv
-import json
+import io
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import yaml
 
 from posttrain.config import shown
-from posttrain.errors import UserFault
-from posttrain.records import write_jsonl
+from posttrain.errors import UserFault, faults_in
+from posttrain.records import json_object, lines_of, write_jsonl
+from posttrain.text import has_lone_surrogate
 
 
 @dataclass(frozen=True)
@@ -127,26 +129,41 @@ def expected_files(name: str, data_dir: Path) -> str:
 
 
 def read_rows(task: LocalTask, path: Path) -> list[dict]:
-    """Rows of one published file, checked. UserFault names file, line and what is wrong with it.
+    """Rows of one published file, checked. UserFault names file, lines and what is wrong with them.
 
     Everything in a CSV stays text: pandas would turn a choice `0.50` into 0.5 and `NA` into nothing.
     """
     about = FAMILIES[task.family]
-    rows = []
+    rows, faults = [], []
     for line, row in _csv_rows(path) if path.suffix == ".csv" else _json_rows(path):
-        lacking = [column for column in about.columns if row.get(column) is None]
-        if lacking:
-            raise UserFault(
-                f"{shown(path)}:{line}: not a row of {task.family}: no {', '.join(lacking)} (there: {', '.join(row)})\n"
-                f"  expected in {expected_files(task.name, path.parents[1 if path.parent.name != task.family else 0])}"
-            )
-        fault = _gold_fault(task.family, row)
-        if fault:
-            raise UserFault(f"{shown(path)}:{line}: {fault} (got {row[about.gold]!r})")
-        rows.append({column: row[column] for column in about.columns})
+        if fault := row if isinstance(row, str) else _row_fault(task.family, row):
+            faults.append(f"{shown(path)}:{line}: {fault}")
+        else:
+            rows.append({column: row[column] for column in about.columns})
+    if faults:
+        data_dir = next(folder.parent for folder in path.parents if folder.name == task.family)
+        expected = f"expected in {expected_files(task.name, data_dir)}"
+        raise faults_in(f"task {task.name}: rows that cannot be used: {len(faults)}; {expected}", faults)
     if not rows:
         raise UserFault(f"{shown(path)}: no rows")
     return rows
+
+
+def _row_fault(family: str, row: dict) -> str | None:
+    """Why a row cannot be used, or None."""
+    about = FAMILIES[family]
+    if lacking := [column for column in about.columns if row.get(column) is None]:
+        return f"not a row of {family}: no {', '.join(lacking)} (there: {', '.join(row)})"
+    texts = {column: row[column] for column in about.columns if column not in ("endings", about.gold)}
+    if wrong := next((column for column, text in texts.items() if not isinstance(text, str)), None):
+        return f"{wrong}: expected text, got {row[wrong]!r}"
+    endings = row.get("endings", [])
+    if not (isinstance(endings, list) and all(isinstance(one, str) for one in endings)):
+        return "endings: expected a list of texts"
+    if any(map(has_lone_surrogate, [*texts.values(), *endings, str(row[about.gold])])):
+        return "holds half of a character (a lone surrogate)"
+    fault = _gold_fault(family, row)
+    return f"{fault} (got {row[about.gold]!r})" if fault else None
 
 
 def _gold_fault(family: str, row: dict) -> str | None:
@@ -155,9 +172,10 @@ def _gold_fault(family: str, row: dict) -> str | None:
     if family in ("cmmlu", "ceval-valid"):
         return None if gold in LETTERS else "the answer is not one of A, B, C, D"
     if family == "gsm8k":
-        return None if re.search(r"#### -?[\d.,]+", str(gold)) else "the answer does not end in '#### n'"
+        right = isinstance(gold, str) and re.search(r"#### -?[\d.,]+", gold)
+        return None if right else "the answer does not end in '#### n'"
     if family == "hellaswag":
-        right = str(gold).isdigit() and isinstance(row["endings"], list) and int(gold) < len(row["endings"])
+        right = str(gold).isdigit() and int(gold) < len(row["endings"])
         return None if right else "the label is not the index of an ending"
     right = gold in ("1", "2") and "_" in row["sentence"]
     return None if right else "the answer is not '1' or '2', or the sentence has no '_'"
@@ -168,26 +186,27 @@ def _csv_rows(path: Path):
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         text = path.read_text(encoding="gb18030", errors="replace")  # as Excel saves Chinese CSV files
-    reader = csv.DictReader(text.splitlines(keepends=True), restval=None)
-    for row in reader:
-        yield reader.line_num, {key: value for key, value in row.items() if key}
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval=None)
+    try:
+        for row in reader:
+            yield reader.line_num, {key: value for key, value in row.items() if key}
+    except csv.Error as error:  # mostly a quotation mark that nothing closes
+        raise UserFault(f"{shown(path)}:{reader.line_num + 1}: not CSV ({error})") from None
 
 
 def _json_rows(path: Path):
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise UserFault(f"{shown(path)}:{number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise UserFault(f"{shown(path)}:{number}: not a JSON object")
-            yield number, row
+    """(line, row or what is wrong with it)."""
+    yield from ((number, json_object(line)) for number, line in enumerate(lines_of(path), 1) if line)
 
 
 def some_rows(path: Path, most: int) -> list[dict]:
     """The first rows of a JSONL file. UserFault names a line that is not a JSON object."""
-    return [row for _, (_, row) in zip(range(most), _json_rows(path), strict=False)]
+    rows = []
+    for number, row in islice(_json_rows(path), most):
+        if isinstance(row, str):
+            raise UserFault(f"{shown(path)}:{number}: {row}")
+        rows.append(row)
+    return rows
 
 
 def write_task(task: LocalTask, folder: Path) -> None:

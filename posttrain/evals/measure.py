@@ -5,11 +5,13 @@ A measurement is kept under a key over everything that decides it (weights, temp
 command goes on after an interruption, and another config measures again only what it changes.
 """
 
+import gc
 import hashlib
 import json
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +19,9 @@ from typing import Any
 
 from posttrain import templates
 from posttrain.blocks import Generation
-from posttrain.evals import answer_sets, clean, gates, generate, harness, heldout
+from posttrain.errors import PosttrainError
+from posttrain.evals import answer_sets, bert_score, clean, gates, generate, harness, heldout, safety
+from posttrain.evals.batch_size import BatchSizes
 from posttrain.evals.models import BASE, Lineup, each_model
 from posttrain.evaluation_blocks import AnswerSet
 from posttrain.records import write_jsonl
@@ -37,17 +41,20 @@ class Kept:
         adapter = self.inputs.get(f"adapter:{model}", {}).get("sha256")
         settings = [lineup.quantization, lineup.double_quant, cfg.precision, lineup.template_sha, cfg.seed,
                     metadata.version("lm_eval"), metadata.version("transformers")]  # fmt: skip
+        settings += [cfg.backend, metadata.version("vllm")] if cfg.backend == "vllm" else []
         text = json.dumps([lineup.fingerprint, adapter, settings, content], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def get(self, model: str, what: str, key: str) -> dict[str, Any] | None:
         """A measurement that was made under this key, or None."""
         stored = read_json(self._file(model, what))
-        return stored if stored and stored["key"] == key else None
+        return stored if isinstance(stored, dict) and stored.get("key") == key else None
 
-    def put(self, model: str, what: str, key: str, score: dict[str, Any], samples: list[dict]) -> dict[str, Any]:
-        """Keep one measurement: the samples first, so that a score on disk always has them."""
-        write_jsonl(self.cfg.output_dir / "samples" / model / f"{what}.jsonl", samples)
+    def put(self, model: str, what: str, key: str, score: dict[str, Any],
+            samples: list[dict] | None) -> dict[str, Any]:  # fmt: skip
+        """Keep one measurement: the samples first, so that a score on disk always has them. None for one without."""
+        if samples is not None:
+            write_jsonl(self.cfg.output_dir / "samples" / model / f"{what}.jsonl", samples)
         self._file(model, what).parent.mkdir(parents=True, exist_ok=True)
         write_json(self._file(model, what), {"key": key, **score})
         return score
@@ -64,8 +71,13 @@ def measure_all(cfg: EvalHarness, lineup: Lineup, tasks: harness.Tasks, inputs: 
     names = ([BASE] if cfg.include_base else []) + list(lineup.adapters)
     work = {leaf: TaskWork(cfg, leaf, task) for leaf, task in tasks.leaves.items()}
     work |= {name: AnswerWork(cfg, name, how) for name, how in cfg.answer_sets.items()}
+    work |= {task: safety.SafetyWork(cfg, task) for task in safety.files_of(cfg)}
     tests = {role: rows for role in ("sft_test", "pref_test") if (rows := TestWork.of(role, cfg, lineup))}
     scores: dict[str, dict[str, dict]] = {name: {} for name in names}
+    if not gc.isenabled():  # off during the start (scripts/eval_harness.py); what was imported until here stays
+        gc.freeze()
+        gc.enable()
+    gates.check_tasks(cfg, tasks)
     for name in names:
         for what, item in (work | tests).items():
             before = kept.get(name, what, kept.key(name, item.content()))
@@ -74,31 +86,58 @@ def measure_all(cfg: EvalHarness, lineup: Lineup, tasks: harness.Tasks, inputs: 
     if there:
         print(f"{there} of {total} measurements are kept from before", flush=True)
     missing = [name for name in names if len(scores[name]) < len(work | tests)]
-    for name, lm in each_model(lineup, missing, cfg.precision):
-        wrapped = harness.wrap(lm, lineup.tokenizer, cfg.batch_size, cfg.apply_chat_template)
+    for name, wrapped in each_wrapped(cfg, lineup, missing):
         for what, item in (work | tests).items():
             if what not in scores[name]:
                 began = time.perf_counter()
-                score, samples = item.measure(wrapped)
+                try:
+                    score, samples = item.measure(wrapped)
+                except PosttrainError as error:
+                    raise type(error)(f"{name}: {error}") from error
                 score["seconds"] = round(time.perf_counter() - began, 2)
                 scores[name][what] = kept.put(name, what, kept.key(name, item.content()), score, samples)
                 print(f"  {name}: {what}: {item.line(score)}, {score['seconds']:.1f} s", flush=True)
-    results = _results(cfg, tasks, work, tests, names, scores)
+        del wrapped  # the next model may need its place
+    for item in work.values():
+        if isinstance(item, AnswerWork) and item.items.bert_score:
+            bert_score.measure(item.items, scores, kept)
+    judged = safety.judge(cfg, work, scores, kept)
+    results = _results(cfg, tasks, work, tests, names, scores, judged) | {"base": lineup.base_facts()}
     answered = {name: item.items for name, item in work.items() if isinstance(item, AnswerWork)}
-    rows = clean.benchmark_rows(cfg.output_dir, names[0], list(tasks.leaves), answered)
+    rows = clean.benchmark_rows(cfg.output_dir, names[0], list(tasks.leaves), answered) | safety.prompt_rows(work)
     manifests = {name: facts.manifest for name, facts in lineup.adapters.items()}
     results["contamination"] = clean.contamination(manifests, rows, search) if rows else {}
-    for table in (results["tasks"], results["subtasks"]):
+    safety.add_clean_rates(results["tasks"], work, scores, results["contamination"])
+    others = [row for row in results["tasks"] if row["task"] not in safety.files_of(cfg)]
+    for table in (others, results["subtasks"]):
         clean.add_clean_scores(table, tasks.asked, scores, answered, results["contamination"])
     return results
 
 
-def _results(cfg, tasks, work, tests, names, scores) -> dict[str, Any]:
+def each_wrapped(cfg: EvalHarness, lineup: Lineup, names: list[str]) -> Iterator[tuple[str, Any]]:
+    """(name, lm-eval's wrapper around that model) for each name, by the backend of the config."""
+    if cfg.backend == "vllm":
+        from posttrain.evals import vllm_backend
+
+        yield from vllm_backend.each_engine(cfg, lineup, names)
+        return
+    sizes = BatchSizes(cfg.batch_size)
+    for name, lm in each_model(lineup, names, cfg.precision):
+        wrapped, lm = harness.wrap(lm, lineup.tokenizer, sizes, cfg.apply_chat_template), None
+        yield name, wrapped
+        wrapped = None  # the next model may need its place, and lm-eval's wrapper refers to itself
+        gc.collect()
+
+
+def _results(cfg, tasks, work, tests, names, scores, judged) -> dict[str, Any]:
     rows, subtasks = harness.task_rows(tasks, scores)
     answered = {name: item.items for name, item in work.items() if isinstance(item, AnswerWork)}
     for name, items in answered.items():
         texts = {model: [answer["text"] for answer in some[name]["answers"]] for model, some in scores.items()}
-        rows += answer_sets.rows(items, texts, cfg.seed)
+        similar = {model: some[name].get(answer_sets.BERTSCORE) for model, some in scores.items()}
+        rows += answer_sets.rows(items, texts, cfg.seed, similar if items.bert_score else None)
+    of_safety, safety_rows = judged
+    rows += safety_rows
     harness.flag_differences(rows)
     warnings = {f"{name}, {leaf}": some[leaf]["warnings"] for name, some in scores.items() for leaf in tasks.leaves
                 if some[leaf]["warnings"]}  # fmt: skip
@@ -113,6 +152,7 @@ def _results(cfg, tasks, work, tests, names, scores) -> dict[str, Any]:
         name: {model: answer_sets.facts(items, some[name]["answers"]) for model, some in scores.items()}
         for name, items in answered.items()
     }
+    results["safety"] = of_safety
     results["gates"] = gates.judged(cfg, results)
     return results | {"warnings": warnings}
 
@@ -152,7 +192,8 @@ class AnswerWork:
 
     def measure(self, wrapped) -> tuple[dict[str, Any], list[dict]]:
         items = self.items
-        answers = generate.generate(wrapped.model, wrapped.tokenizer, items.prompts, self.how, self.cfg.batch_size)
+        size = wrapped.size_for_answers(items.prompts, self.how.max_new_tokens)
+        answers = generate.generate(wrapped.model, wrapped.tokenizer, items.prompts, self.how, size)
         scores = answer_sets.item_scores(items, [answer.text for answer in answers])
         samples = [
             {"id": items.ids[i], "prompt": items.prompts[i], "references": items.references[i], "answer": answer.text}
@@ -198,7 +239,8 @@ class TestWork:
         return [self.role, self.test.rows]
 
     def measure(self, wrapped) -> tuple[dict[str, Any], list[dict]]:
-        logps = heldout.answer_logps(wrapped.model, self.test.rows, self.tokenizer.pad_token_id, self.cfg.batch_size)
+        logps = heldout.answer_logps(wrapped.model, self.test.rows, self.tokenizer.pad_token_id,
+                                     wrapped.size_for_rows(self.test.rows))  # fmt: skip
         if self.role == "sft_test":
             samples = [{"id": i, "logp": logp, "tokens": n} for i, (logp, n) in zip(self.test.ids, logps, strict=True)]
         else:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain import runs
-from posttrain.config import shown
+from posttrain import blocks, runs
+from posttrain.config import in_project, shown
 from posttrain.errors import UserFault
-from posttrain.plan import Plan
+from posttrain.plan import Plan, who_makes
 
 BASE = "base"
 
@@ -26,7 +26,8 @@ def names_of(paths: list[Path]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Lineup:
-    """What is measured, checked to be comparable. `adapters` maps a name to model.AdapterFacts."""
+    """What is measured, checked to be comparable. `adapters` maps a name to model.AdapterFacts; {} is the base alone.
+    """
 
     base_id: str
     base_path: Path
@@ -45,16 +46,38 @@ class Lineup:
     def parents(self) -> dict[str, Path]:
         return {name: facts.dir for name, facts in self.adapters.items()}
 
+    def base_facts(self) -> dict[str, str]:
+        """As they stand in the results: what `base` is, and what to call it."""
+        return {"id": self.base_id, "path": shown(self.base_path), "label": base_label(self.base_path)}
 
-def line_up(adapters: dict[str, Path], quantization: str = "run") -> Lineup:
+
+def base_label(path: Path) -> str:
+    """`Base`; `SFT (full)` where the adapters stand on a whole model that a run made; `merged` for a merged export."""
+    from posttrain import model
+
+    manifest = runs.read_json(path / "manifest.json")
+    if not model.is_whole(manifest):
+        return "Base"
+    stage = manifest["stage"]
+    return f"{stage.removeprefix('train_').upper()} (full)" if stage.startswith("train_") else "merged"
+
+
+def line_up(adapters: dict[str, Path], quantization: str = "run", base: str | None = None) -> Lineup:
     """Check that all adapters stand on one base and were trained with one template, and load that tokenizer. Whole
     models (full fine-tuning, merged exports) stand beside adapters if the base below them is the same.
 
-    quantization: `run` is as the adapters were trained. Raises UserFault naming what differs, CheckFailed if a
-    tokenizer encodes otherwise than at training.
+    quantization: `run` is as the adapters were trained. base: where there are no adapters, a directory or a hub id
+    (downloaded if need be). Raises UserFault naming what differs, CheckFailed if a tokenizer encodes otherwise than at
+    training.
     """
     from posttrain import chat, model, templates
 
+    if not adapters:
+        found = model.resolve_base(blocks.Model(base=base, fallback=[]))
+        tokenizer = _own_tokenizer(found.path)
+        sha = templates.template_sha(tokenizer.chat_template) if tokenizer.chat_template else "no chat template"
+        kind = "none" if quantization == "run" else quantization
+        return Lineup(found.id, found.path, found.fingerprint, {}, tokenizer, sha, kind, True)
     facts = {name: model.run_facts(path) for name, path in adapters.items()}
     first = model.check_same_base([fact for fact in facts.values() if not fact.whole] or list(facts.values()))
     _same_root(first, [fact for fact in facts.values() if fact.whole])
@@ -63,6 +86,8 @@ def line_up(adapters: dict[str, Path], quantization: str = "run") -> Lineup:
         if not fact.whole and not (fact.dir / "adapter_model.safetensors").is_file():
             raise UserFault(f"adapter {name}: {shown(fact.dir)} has no adapter_model.safetensors (other weights are "
                             "not loaded: they can run code)")  # fmt: skip
+        if not fact.whole:
+            _readable(name, fact.dir / "adapter_model.safetensors")
         own = (fact.dir / "tokenizer_config.json").is_file()
         tokenizers[name] = model.load_tokenizer(fact.dir if own else fact.base_path or first.base_path)
         if fact.manifest:
@@ -77,6 +102,29 @@ def line_up(adapters: dict[str, Path], quantization: str = "run") -> Lineup:
         first.base_id, first.base_path, first.base_fingerprint or runs.fingerprint(first.base_path), facts,
         tokenizers[name], shas[name], first.quantization if quantization == "run" else quantization, first.double_quant,
     )  # fmt: skip
+
+
+def _readable(name: str, weights: Path) -> None:
+    """UserFault for adapter weights that were copied or written in part, before a model is measured."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise UserFault(f"adapter {name}: {shown(weights)} is damaged or not whole ({error}); copy it again, or run "
+                        "its training to the end") from error  # fmt: skip
+
+
+def _own_tokenizer(path: Path):
+    """The tokenizer of a bare base with its own template, as training would lock it; without one if it has none."""
+    from posttrain import model
+
+    if model.read_tokenizer(path).chat_template:
+        return model.load_tokenizer(path)
+    tokenizer = model.load_tokenizer(path, "chatml")  # for its padding token
+    tokenizer.chat_template = None
+    return tokenizer
 
 
 def _same_root(first, whole: list) -> None:
@@ -128,30 +176,63 @@ def each_model(lineup: Lineup, names: list[str], precision: str) -> Iterator[tup
         del tuned
 
 
-def plan_models(plan: Plan, adapters: dict[str, Path], include_base: bool, quantization: str) -> Lineup | None:
-    """State the adapters as inputs of a plan; the checked lineup if all of them are there."""
+def plan_models(plan: Plan, adapters: dict[str, Path], include_base: bool, quantization: str,
+                base: str | None = None) -> Lineup | None:  # fmt: skip
+    """State the models as inputs of a plan; the checked lineup if all of them are there. base: where there are no
+    adapters."""
     complete = True
     for name, path in adapters.items():
         ours = (path / "status.json").is_file() or (path / "manifest.json").is_file()
         needed = path / ("manifest.json" if ours else "adapter_config.json")
         otherwise = "Name the directory of a training run, or of a PEFT adapter."
+        if ours and not needed.is_file() and not who_makes(needed, plan.loaded.path.parent, plan.stage):
+            status = runs.read_json(path / "status.json") or {}
+            plan.faults.append(f"adapter {name}: {shown(path)} is an unfinished run ({status.get('stage', '?')}, "
+                               f"{status.get('state', '?')}): run its stage to the end with the same config, or leave "
+                               "it out")  # fmt: skip
+            complete = False
+            continue
         complete &= plan.need(f"adapter {name}", needed if path.is_dir() else path, otherwise=otherwise)
-    if not complete or not adapters:
+    if not complete or not (adapters or base and _base_is_there(plan, base)):
         return None
     try:
-        lineup = line_up(adapters, quantization)
+        lineup = line_up(adapters, quantization, base)
     except Exception as error:
         if not hasattr(error, "exit_code"):
             raise
         plan.in_the_way(error)
         return None
-    plan.fact("inputs", f"base: {lineup.base_id} ({shown(lineup.base_path)}, fingerprint {lineup.fingerprint[:12]})")
+    whole = base_label(lineup.base_path)
+    of_a_run = "" if whole == "Base" else f"; a whole model that a run made, shown as {whole}"
+    plan.fact("inputs", f"base: {lineup.base_id} ({shown(lineup.base_path)}, fingerprint {lineup.fingerprint[:12]})"
+                        f"{of_a_run}")  # fmt: skip
     for name, facts in lineup.adapters.items():
         if facts.manifest is None:
             plan.fact("notes", f"{name} was not trained here: its base is taken from its adapter_config.json, "
                                "and cannot be checked by fingerprint")  # fmt: skip
     order = ([BASE] if include_base else []) + list(adapters)
     form = "" if lineup.quantization == "none" else f", base in 4 bit ({lineup.quantization})"
-    template = f"one template for all ({lineup.template_sha[:12]})"
+    template = "no chat template" if lineup.tokenizer.chat_template is None else \
+        f"one template for all ({lineup.template_sha[:12]})"  # fmt: skip
     plan.fact("data", f"models, in this order: {', '.join(order)}{form}; {template}")
     return lineup
+
+
+def _base_is_there(plan: Plan, name: str) -> bool:
+    """Whether a base is on disk; else it is pending (a stage makes it, or it will be downloaded) or a fault."""
+    from posttrain import hub, model
+
+    found, why = model.on_disk(name, blocks.Model(base=name))
+    if found:
+        return True
+    local = in_project(Path(name))
+    if model.is_hub_id(name) and not hub.offline():
+        plan.download(f"base: {name}, downloaded at the start of the run (beforehand: python -m scripts.fetch)")
+    elif (local / "adapter_config.json").is_file():
+        plan.faults.append(f"base: {name} is an adapter; measure it with --set peft_adapter=[{name}] --set base=null")
+    elif not local.is_dir() and not model.is_hub_id(name):
+        plan.need("base", local / "config.json", otherwise="Name a directory with a model, or a hub id: --set base=...")
+    else:
+        offline = " (HF_HUB_OFFLINE=1: nothing is downloaded)" if hub.offline() and not local.is_dir() else ""
+        plan.faults.append(f"base: {why}{offline}\n    name a directory with a model, or a hub id: --set base=...")
+    return False

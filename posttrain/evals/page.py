@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from posttrain.evals import clean, gates
+from posttrain.evals import clean, gates, safety, safety_rates
 
 
 def render(results: dict[str, Any]) -> str:
     """The whole page as text: benchmark rows, then held-out rows, then drops and truncations."""
-    models = results["models"]
-    header = ["task", "metric", "n", "shots", models[0], *(f"{m} (difference to {models[0]})" for m in models[1:])]
+    models, first = results["models"], _called(results)
+    header = ["task", "metric", "n", "shots", first, *(f"{m} (difference to {first})" for m in models[1:])]
     lines = [header]
     for row in results["tasks"]:
         cells = [_score(row["scores"][m], row["differences"].get(m)) for m in models]
@@ -19,6 +19,12 @@ def render(results: dict[str, Any]) -> str:
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text.insert(1, "-" * max(map(len, text)))
     return "\n".join([*text, *_notes(results)])
+
+
+def _called(results: dict[str, Any]) -> str:
+    """The first model's name; of a base that is itself the whole model of a run, what it is: `base: SFT (full)`."""
+    first, label = results["models"][0], (results.get("base") or {}).get("label", "Base")
+    return first if first != "base" or label == "Base" else f"base: {label}"
 
 
 def _score(score: dict[str, Any], difference: dict[str, Any] | None) -> str:
@@ -52,13 +58,15 @@ def _held_out(results: dict[str, Any], models: list[str]) -> list[list[str]]:
 
 def _notes(results: dict[str, Any]) -> list[str]:
     """What a reader must not overlook."""
-    baseline = results["models"][0]
+    baseline, of_safety = results["models"][0], (results["safety"] or {"files": {}})["files"]
     notes = ["[low, high]: 95 % intervals. Differences are tested item by item: McNemar's exact test where items are "
              "right or wrong, else a paired bootstrap; p over the tasks after Holm."]  # fmt: skip
     for row in results["tasks"]:
         for model, difference in row["differences"].items():
             if difference["flag"] == "drop":
-                notes.append(f"forgetting: {model} is below {baseline} on {row['task']} ({row['metric']}) by "
+                where = "below" if row["higher_is_better"] else "above"
+                what = "less safe, or less helpful" if row["task"] in of_safety else "forgetting"
+                notes.append(f"{what}: {model} is {where} {baseline} on {row['task']} ({row['metric']}) by "
                              f"{abs(difference['value']):.4f} (p {difference['p_holm']:.2g})")  # fmt: skip
     for name in ("sft_test", "pref_test"):
         dropped = (results.get(name) or {}).get("dropped")
@@ -71,7 +79,10 @@ def _notes(results: dict[str, Any]) -> list[str]:
             speed = f", {found['tokens_per_second']:.0f} tokens/s" if found["tokens_per_second"] else ""
             notes.append(f"{name}: {model}: {found['mean_tokens']:.0f} tokens an answer, {found['ended']} ended by "
                          f"themselves{empty}{unread}{speed}")  # fmt: skip
-    notes += [f"{row['task']} {row['metric']}: {row['signature']}" for row in results["tasks"] if "signature" in row]
+    notes += [f"{row['task']} {row['metric']}: {row['signature']}" for row in results["tasks"]
+              if "signature" in row and row["task"] not in of_safety]  # fmt: skip
+    notes += [f"{', '.join(of_safety)}: {safety_rates.signature()}"] if of_safety else []
+    notes += safety.lines(results["safety"])
     notes += clean.lines(results["tasks"], results["contamination"])
     notes += gates.lines(results["gates"])
     for task, texts in results["warnings"].items():

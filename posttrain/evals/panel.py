@@ -28,6 +28,7 @@ COLUMNS = ("code", "topic", "prompt", "answer", "found_by_code", "adherence", "f
 _ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,2}[.、．)）]|[（(]\d{1,2}[)）]|[一二三四五六七八九十]{1,2}[、.])\s*\S")
 _FENCE = re.compile(r"^\s*```\w*\n(.*?)\n?```\s*$", re.S)
 REPEATS = 0.6  # share of repeated 4-grams, as the cleaning rule `repetition` has it
+LONGEST_MATCHED = 10_000  # characters; a longer answer keeps no regex, which might take hours to find that out
 VERBOSE = 2.0  # times the longest answer that was asked for
 
 
@@ -64,7 +65,7 @@ def broken(text: str, checks: dict[str, Any]) -> list[str]:
         "max_chars": lambda count: 0 < len(answer) <= count,
         "includes": lambda words: all(word.casefold() in answer.casefold() for word in words),
         "excludes": lambda words: bool(answer) and not any(word.casefold() in answer.casefold() for word in words),
-        "regex": lambda pattern: re.fullmatch(pattern, answer) is not None,
+        "regex": lambda pattern: len(answer) <= LONGEST_MATCHED and re.fullmatch(pattern, answer) is not None,
     }
     return [name for name, value in checks.items() if not kept[name](value)]
 
@@ -172,6 +173,7 @@ def _sheet_rows(path: Path) -> list[dict[str, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         text = path.read_text(encoding="gb18030", errors="replace")  # as Excel saves Chinese CSV files
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a cell may hold more than the 128 KiB allowed
     rows = list(csv.DictReader(io.StringIO(text), restval=""))  # splitlines would also cut at U+2028 and the like
     lacking = [name for name in ("code", "adherence", "failure_type") if rows and name not in rows[0]]
     if not rows or lacking:

@@ -7,7 +7,9 @@ from typing import Any
 
 from posttrain.config import in_project, shown
 from posttrain.errors import UserFault
+from posttrain.evals import batch_size
 from posttrain.evals import local_tasks as local
+from posttrain.evals.models import Lineup
 from posttrain.plan import Plan
 from posttrain.records import count_lines
 from posttrain.runs import sha256
@@ -98,8 +100,10 @@ def own_files(path: Path) -> dict[str, Path]:
 # ------------------------------------------------------------------ the plan
 
 
-def plan_tasks(plan: Plan, cfg: EvalHarness, models: int, tokenizer) -> None:
+def plan_tasks(plan: Plan, cfg: EvalHarness, models: int, lineup: Lineup | None) -> None:
     """Items and requests of every task, what would be downloaded, one rendered item; faults for what cannot be had."""
+    _plan_batches(plan, cfg, lineup)
+    _needs_template(plan, cfg, lineup)
     if cfg.task_dir and not plan.need("task_dir", cfg.task_dir, otherwise="Lay task YAMLs in lm-eval's format there."):
         return
     chosen = choose(cfg)
@@ -113,9 +117,34 @@ def plan_tasks(plan: Plan, cfg: EvalHarness, models: int, tokenizer) -> None:
             _plan_hub(plan, name, cfg)
     if requests:
         total = f"{requests} requests a model, {requests * models} in all" if models else f"{requests} requests a model"
-        plan.fact("schedule", f"local tasks: {total}; batches of {cfg.batch_size}")
+        plan.fact("schedule", f"local tasks: {total}")
     if plan.dry_run and not plan.faults:
-        _show_example(plan, cfg, chosen, tokenizer)
+        _show_example(plan, cfg, chosen, lineup and lineup.tokenizer)
+
+
+def _needs_template(plan: Plan, cfg: EvalHarness, lineup: Lineup | None) -> None:
+    """A fault for all that asks in turns, where a bare base has no chat template."""
+    if lineup is None or lineup.tokenizer.chat_template:
+        return
+    asking = {"apply_chat_template": "false", "answer_sets": "{}", "safety": "null", "sft_test": "null",
+              "pref_test": "null"}  # fmt: skip
+    off = " ".join(f"--set {key}={value}" for key, value in asking.items() if getattr(cfg, key))
+    if off:
+        plan.faults.append(f"base: {lineup.base_id} has no chat template; it can be measured without one: {off}")
+
+
+def _plan_batches(plan: Plan, cfg: EvalHarness, lineup: Lineup | None) -> None:
+    """How many items go into a batch, and what their logits take."""
+    if lineup is None or cfg.backend == "vllm":
+        return
+    from transformers import AutoConfig
+
+    shape = batch_size.shape_of(AutoConfig.from_pretrained(lineup.base_path))
+    weights = sum(file.stat().st_size for file in lineup.base_path.glob("*.safetensors"))
+    weights = int(weights * (1 if lineup.quantization == "none" else 0.3))
+    vram = plan.loaded.card.get("vram_gib") or 0
+    width = 4 if cfg.precision == "fp32" or not vram else 2
+    plan.fact("schedule", "batches: " + batch_size.planned(cfg.batch_size, shape, weights, vram, width))
 
 
 def _limited(items: int, cfg: EvalHarness) -> int:
@@ -131,14 +160,29 @@ def _plan_local(plan: Plan, name: str, leaves: list[local.LocalTask], cfg: EvalH
             items += _limited(len(local.read_rows(leaf, leaf.scored)), cfg)
         except UserFault as fault:
             plan.faults.append(str(fault))
-        if shots and local.FAMILIES[family].examples[0] not in leaf.files:
-            expected = local.expected_files(name, cfg.data_dir)
-            plan.faults.append(f"task {leaf.name}: {shots} few-shot examples are asked for, and the file that holds "
-                               f"them is missing in {expected}\n    or: --set num_fewshot=0")  # fmt: skip
+        if shots:
+            _plan_examples(plan, leaf, shots, cfg)
     every = len(local.leaf_names(family)) if name == family else 1
     subjects = f", {len(leaves)} of {every} subjects" if every > 1 else ""
     plan.fact("inputs", f"task {name}: {items} items{subjects}, {shots}-shot, from {shown(cfg.data_dir / family)}")
     return items * {"gsm8k": 1, "winogrande": 2}.get(family, 4)
+
+
+def _plan_examples(plan: Plan, leaf: local.LocalTask, shots: int, cfg: EvalHarness) -> None:
+    """Faults for a file of few-shot examples that is missing, unusable or too short."""
+    path = leaf.files.get(local.FAMILIES[leaf.family].examples[0])
+    asked = f"task {leaf.name}: {shots} few-shot examples are asked for, and"
+    if path is None:
+        expected = local.expected_files(leaf.name, cfg.data_dir)
+        plan.faults.append(f"{asked} the file that holds them is missing in {expected}\n    or: --set num_fewshot=0")
+        return
+    try:
+        there = len(local.read_rows(leaf, path))
+    except UserFault as fault:
+        plan.faults.append(str(fault))
+        return
+    if there < shots:
+        plan.faults.append(f"{asked} {shown(path)} holds {there}: --set num_fewshot={there}, or add some")
 
 
 def shots_of(leaf: local.LocalTask, cfg: EvalHarness) -> int:

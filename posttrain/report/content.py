@@ -10,6 +10,7 @@ from posttrain import significance
 from posttrain.config import in_project
 from posttrain.records import read_jsonl
 from posttrain.report.lineage import FoundRun, Lineage
+from posttrain.report.words import Pair
 from posttrain.stages import Report
 
 STAGE_LABELS = {"train_cpt": "CPT", "train_sft": "SFT", "train_orpo": "ORPO", "train_dpo": "DPO"}
@@ -70,7 +71,7 @@ def columns_of(lineage: Lineage) -> list[Column]:
             key = column_key(run, name)
             trained = lineage.at(key) if key != BASE else None
             label = (
-                "Base"
+                (run.manifest["results"].get("base") or {}).get("label", "Base")  # "SFT (full)" below a LoRA on it
                 if key == BASE
                 else STAGE_LABELS.get(trained.stage, trained.dir.name)
                 if trained
@@ -128,10 +129,10 @@ def _compare_rows(run: FoundRun) -> list[Row]:
     row = Row("all prompts", "ended by itself", total, "%", "higher", source=run.name)
     row.cells = {column_key(run, m): _share_cell(stopped[m], total) for m in models}
     rows.append(row)
-    return rows + _format_rows(run)
+    return rows + format_rows(run)
 
 
-def _format_rows(run: FoundRun) -> list[Row]:
+def format_rows(run: FoundRun) -> list[Row]:
     """The share of answers in the asked format and ended by themselves, where the prompts file says what that is
     (`meta.format`, a regular expression for the whole answer)."""
     prompts = in_project(Path(run.manifest["inputs"]["prompts"]["path"]))
@@ -167,7 +168,10 @@ def _interval(measured: dict) -> tuple[float, float] | None:
 
 def _task_rows(run: FoundRun) -> list[Row]:
     rows = []
+    of_safety = (run.manifest["results"].get("safety") or {"files": {}})["files"]  # has tables of its own
     for task in run.manifest["results"]["tasks"]:
+        if task["task"] in of_safety:
+            continue
         share = all(0 <= score["value"] <= 1 for score in task["scores"].values())
         share = share and not task.get("signature", "").endswith("0-100")
         row = Row(task["task"], task["metric"], task["n"], "%" if share else "number", "higher", source=run.name)
@@ -271,17 +275,27 @@ def outcome(run: FoundRun) -> dict[str, Any]:
     """What a training run ended with: name -> value."""
     results, peak = run.manifest["results"], run.manifest.get("peak_memory", {})
     memory = peak.get("reserved_gib", peak.get("rss_gib"))
-    kept = results.get("kept_step")
+    kept, right = results.get("kept_step"), results.get("eval_rewards/accuracies")
     values = {
         "parameters": results.get("parameters"),
-        "kept checkpoint": kept and f"step {kept} ({results['kept']})",
+        "kept checkpoint": kept and _kept(kept, results["kept"]),
         "first loss": results.get("first_loss"),
         "last loss": results.get("last_loss", results.get("loss")),
         "best validation loss": results.get("best_eval_loss"),
-        "preference accuracy": results.get("eval_rewards/accuracies"),
+        "preference accuracy": None if right is None else f"{right:.1%}",
         "margin": results.get("eval_rewards/margins"),
         "seconds": run.manifest["seconds"],
         "resumed": run.manifest["resumed"] or None,
-        "peak memory": memory and f"{memory:.2f} GiB {'on the card' if 'reserved_gib' in peak else 'of the process'}",
+        "peak memory": memory and _memory(memory, "reserved_gib" in peak),
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _kept(step: int, how: str) -> Pair:
+    ways = {"best": "验证损失最低", "last": "最后一步"}
+    return f"第 {step} 步（{ways.get(how, how)}）", f"step {step} ({how})"
+
+
+def _memory(gib: float, on_card: bool) -> Pair:
+    chinese, english = ("显卡", "on the card") if on_card else ("进程", "of the process")
+    return f"{gib:.2f} GiB（{chinese}）", f"{gib:.2f} GiB {english}"

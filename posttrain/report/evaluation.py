@@ -1,21 +1,24 @@
-"""What stands beside the table of results: confusion matrices, signatures, gates, contamination, and the panel."""
+"""What stands beside the table of results: confusion matrices, signatures, gates, contamination, safety, the panel."""
 
 from typing import Any
 
+from posttrain.report import safety
 from posttrain.report.lineage import FoundRun, Lineage
+from posttrain.report.words import Pair
 from posttrain.runs import read_json
 
 
 def evaluations(lineage: Lineage) -> list[dict[str, Any]]:
-    """A block per evaluation that has any of it: {run, confusions, signatures, gates, contamination}."""
+    """A block per evaluation that has any of it: {run, confusions, signatures, gates, contamination, safety}."""
     blocks = []
     for run in lineage.of("eval_harness"):
         results = run.manifest["results"]
+        of_safety = safety.tables(run)
         block = {
             "run": run.name, "confusions": _confusions(results), "gates": results.get("gates", []),
             "signatures": {f"{row['task']} {row['metric']}": row["signature"] for row in results["tasks"]
-                           if "signature" in row},
-            "contamination": _contamination(results),
+                           if "signature" in row and row["task"] not in (of_safety or {"tasks": ()})["tasks"]},
+            "contamination": _contamination(results), "safety": of_safety,
         }  # fmt: skip
         if any(value for name, value in block.items() if name != "run"):
             blocks.append(block)
@@ -41,8 +44,20 @@ def _contamination(results: dict[str, Any]) -> list[dict[str, Any]]:
     for model, facts in results.get("contamination", {}).items():
         rows = [(row["task"], row["metric"], row["scores"][model]["value"], clean["value"], clean["n"])
                 for row in results["tasks"] if (clean := row["scores"].get(model, {}).get("clean"))]  # fmt: skip
-        blocks.append({"model": model, "files": facts["files"], "notes": facts["notes"], "rows": rows})
+        notes = [_note(note) for note in facts["notes"]]
+        blocks.append({"model": model, "files": facts["files"], "notes": notes, "rows": rows})
     return blocks
+
+
+def _note(note: str) -> Pair:
+    """A note of evals/clean.py in both languages: what it names comes first."""
+    chinese = {"it has no manifest, so its training data are not known": "没有 manifest，不知道它用过哪些训练数据",
+               " has changed and was not searched": " 已经改过，没有查",
+               " is gone and was not searched": " 已经不在，没有查"}
+    for english, said in chinese.items():
+        if note.endswith(english):
+            return note.removesuffix(english) + said, note
+    return note, note
 
 
 def panels(lineage: Lineage) -> list[dict[str, Any]]:

@@ -8,6 +8,9 @@ from posttrain.config import in_project, shown
 from posttrain.runs import fingerprint, read_json, sha256
 
 OK, REMADE, CHANGED, GONE = "ok", "remade", "changed", "gone"
+KEYS = {"stage", "created", "seconds", "resumed", "parents", "inputs", "outputs", "results", "config", "git", "machine",
+        "versions", "hardware"}  # fmt: skip
+"""What every manifest of runs.Run.finish has."""
 
 
 @dataclass
@@ -45,13 +48,38 @@ class FoundRun:
     def stage(self) -> str:
         return self.manifest["stage"]
 
+    @property
+    def config(self) -> str:
+        """Its saved config, beside the manifest, project-relative."""
+        return f"{shown(self.dir)}/{self.file.name.replace('manifest.json', 'config.yaml')}"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A run that was looked for in vain: where, in which state (not there, damaged, running, failed, interrupted),
+    since when, the first line of what it said, and who named it: a run, or "" for the config."""
+
+    path: str
+    state: str
+    time: str = ""
+    said: str = ""
+    parent_of: str = ""
+
+    def __str__(self) -> str:
+        since = (f" since {self.time}" if self.time else "") + (f": {self.said}" if self.said else "")
+        return f"{self.path}: {self.state}{since} ({self.wanted_by})"
+
+    @property
+    def wanted_by(self) -> str:
+        return f"named by {self.parent_of}" if self.parent_of else "asked for by the config"
+
 
 @dataclass
 class Lineage:
     """Every run reached from the leaves, in the order in which they were finished, and what is missing."""
 
     runs: dict[Path, FoundRun] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
 
     def of(self, *stages: str) -> list[FoundRun]:
         """The runs of some stages, oldest first."""
@@ -61,6 +89,14 @@ class Lineage:
     def at(self, directory: Path | str) -> FoundRun | None:
         """The run in a directory, or None."""
         return self.runs.get(in_project(Path(directory)) / "manifest.json")
+
+    def parents(self, run: FoundRun) -> list[FoundRun]:
+        """The runs of the lineage that a run is made from: named as parents, or read as inputs."""
+        named = {entry["path"].removesuffix("/manifest.json") for entry in run.manifest["parents"].values()}
+        read = {entry.get("path") for entry in run.manifest["inputs"].values()}
+        return [other for other in self.runs.values() if other is not run and (
+            {shown(other.file), shown(other.dir)} & named or shown(other.dir) in read
+            or read & {entry["path"] for entry in other.manifest["outputs"]})]  # fmt: skip
 
     def sources(self, run: FoundRun) -> dict[str, str]:
         """Where a run comes from: its parents by role, and the runs whose outputs it read, by their stage."""
@@ -105,17 +141,17 @@ def collect(leaves: list[Path]) -> Lineage:
     """Follow the leaves to their ancestors. A run that is missing or unfinished is named, not raised."""
     lineage, digests = Lineage(), Digests()
     for leaf in leaves:
-        _follow(leaf / "manifest.json", "asked for by the config", lineage, digests)
+        _follow(leaf / "manifest.json", "", lineage, digests)
     lineage.runs = dict(sorted(lineage.runs.items(), key=lambda item: item[1].manifest["created"]))
     return lineage
 
 
-def _follow(file: Path, wanted_by: str, lineage: Lineage, digests: Digests) -> None:
+def _follow(file: Path, parent_of: str, lineage: Lineage, digests: Digests) -> None:
     if file in lineage.runs:
         return
-    manifest = read_json(file)
+    manifest = manifest_of(file)
     if manifest is None:
-        lineage.missing.append(f"{shown(file.parent)}: {state_of(file.parent)} ({wanted_by})")
+        lineage.missing.append(Missing(shown(file.parent), *_state(file.parent), parent_of))
         return
     run = FoundRun(file, manifest)
     lineage.runs[file] = run
@@ -123,21 +159,35 @@ def _follow(file: Path, wanted_by: str, lineage: Lineage, digests: Digests) -> N
         path = in_project(Path(entry["path"]))
         parent = path / "manifest.json" if path.suffix != ".json" else path
         if "sha256" in entry or parent.is_file():
-            _follow(parent, f"a parent of {run.name}", lineage, digests)
+            _follow(parent, run.name, lineage, digests)
     for entry in manifest["inputs"].values():  # a base that was made here has a manifest of its own
         path = in_project(Path(entry.get("path") or "."))
         if path.is_dir() and (path / "manifest.json").is_file() and path != run.dir:
-            _follow(path / "manifest.json", f"an input of {run.name}", lineage, digests)
+            _follow(path / "manifest.json", run.name, lineage, digests)
     run.checks = list(_checks(run, digests))
+
+
+def manifest_of(file: Path) -> dict[str, Any] | None:
+    """The manifest of a finished run; None where there is none, or what is there is no manifest."""
+    found = read_json(file)
+    return found if isinstance(found, dict) and found.keys() >= KEYS else None
 
 
 def state_of(directory: Path) -> str:
     """What a run without a manifest looks like, in words."""
+    state, time, said = _state(directory)
+    return state + (f" since {time}" if time else "") + (f": {said}" if said else "")
+
+
+def _state(directory: Path) -> tuple[str, str, str]:
+    """(state, since when, first line of what it said) of a run without a manifest."""
+    if (directory / "manifest.json").exists():
+        return "damaged", "", ""
     status = read_json(directory / "status.json")
-    if status is None:
-        return "not there"
-    said = (status.get("message") or "").strip().splitlines()
-    return f"{status['state']} since {status['time']}" + (f": {said[0]}" if said else "")
+    if not isinstance(status, dict):
+        return "not there", "", ""
+    said = str(status.get("message") or "").strip().splitlines()
+    return str(status.get("state")), str(status.get("time") or ""), said[0] if said else ""
 
 
 def _checks(run: FoundRun, digests: Digests):
@@ -162,7 +212,7 @@ def _checks(run: FoundRun, digests: Digests):
 
 def _same_files(manifest: dict[str, Any], parent: Path) -> bool:
     """Whether a run read files of a parent, and the parent's manifest of today has them with the same digests."""
-    made = {entry["path"]: entry["sha256"] for entry in (read_json(parent) or {"outputs": []})["outputs"]}
+    made = {entry["path"]: entry["sha256"] for entry in (manifest_of(parent) or {"outputs": []})["outputs"]}
     read = [entry for entry in manifest["inputs"].values() if entry.get("path") in made]
     return bool(read) and all(entry["sha256"] == made[entry["path"]] for entry in read)
 

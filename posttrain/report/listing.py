@@ -1,5 +1,6 @@
 """`--runs`: every run under a directory with its knobs and results. `--diff A B`: what two runs differ in."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from posttrain.config import in_project, leaves, shown
 from posttrain.errors import UserFault
 from posttrain.report.content import knobs
-from posttrain.report.lineage import FoundRun, search, state_of
+from posttrain.report.lineage import FoundRun, manifest_of, search, state_of
 from posttrain.report.render import knob
 from posttrain.runs import read_json
 
@@ -31,21 +32,24 @@ def list_runs(directory: Path) -> str:
     return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
 
 
-def _status_file(file: Path) -> Path:
-    return file.with_name(file.name.replace("manifest", "status"))
+def _status(file: Path) -> dict[str, Any]:
+    """The status.json beside a manifest; {} where there is none."""
+    found = read_json(file.with_name(file.name.replace("manifest", "status")))
+    return found if isinstance(found, dict) else {}
 
 
 def _time(file: Path) -> str:
     """ISO time of the manifest, or of the last word of a run without one."""
-    return (read_json(file) or {}).get("created") or (read_json(_status_file(file)) or {}).get("time") or ""
+    return (manifest_of(file) or {}).get("created") or _status(file).get("time") or ""
 
 
 def _line(file: Path) -> list[str]:
-    manifest, when = read_json(file), _time(file)
+    manifest, when = manifest_of(file), _time(file)
     name = FoundRun(file, manifest or {}).name
     if manifest is None:
-        status = read_json(_status_file(file)) or {}
-        return [name, status.get("stage", "?"), status.get("state", "damaged"), *[""] * len(KNOBS),
+        status = _status(file)
+        state = "damaged" if file.exists() else status.get("state", "damaged")
+        return [name, status.get("stage", "?"), state, *[""] * len(KNOBS),
                 " ".join(state_of(file.parent).split())[:60], age(when)]  # fmt: skip
     values = knobs(FoundRun(file, manifest)) if manifest["stage"].startswith("train_") else {}
     return [name, manifest["stage"], "done", *(knob(values[k]) if k in values else "" for k in KNOBS),
@@ -63,11 +67,13 @@ def results_of(manifest: dict[str, Any]) -> str:
             for t in results["tasks"]
         ]
         pref = results.get("pref_test")
-        scores += ["pref " + "/".join(f"{pref['accuracy'][m]:.3f}" for m in results["models"])] if pref else []
+        scores += ["pref_test " + "/".join(f"{pref['accuracy'][m]:.3f}" for m in results["models"])] if pref else []
         return "; ".join(scores)
     if stage == "infer_compare":
         groups = results["groups"].items()
         return "; ".join(f"{g} " + "/".join(str(counts[m]["exact"]) for m in results["models"]) for g, counts in groups)
+    if stage == "report":
+        return f"{results['runs']} runs, {results['files_checked']} files, {results['files_broken']} not as recorded"
     if stage == "export_lora":
         drift = results.get("merged_vs_adapter") or results["exported_vs_run"]
         return f"{results['mode']}; top-1 {drift['top1']:.3f}, mean logit difference {drift['mean_abs']:.2g}"
@@ -87,38 +93,84 @@ def age(when: str) -> str:
     return f"{seconds:.0f} s"
 
 
+WIDE = 44  # characters of a value in --diff; of what is longer the end is kept, where paths differ
+
+
 def diff(first: str, second: str) -> str:
-    """The config keys, inputs and hardware in which two runs differ. UserFault if one is not there."""
+    """What two runs differ in: the run itself, config, inputs, versions, results. UserFault if one is not there."""
     sides = [_comparable(name) for name in (first, second)]
-    keys = sorted(key for key in sides[0].keys() | sides[1].keys() if sides[0].get(key) != sides[1].get(key))
-    if not keys:
-        return f"{first} and {second}: same config, same inputs, same hardware file"
-    width = max(map(len, keys))
-    cells = [[knob(side[key]) if key in side else "-" for side in sides] for key in keys]
-    wide = max(len(row[0]) for row in [*cells, [first]])
-    return "\n".join(
-        [
-            f"{'':<{width}}  {first:<{wide}}  {second}",
-            *(f"{key:<{width}}  {a:<{wide}}  {b}" for key, (a, b) in zip(keys, cells, strict=True)),
-        ]
-    )
+    lines: list[tuple[str, str, str, str]] = []
+    for section in sides[0]:
+        a, b = (side[section] for side in sides)
+        changed = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+        lines += [(section, "", "", "")] if changed else []
+        lines += [(f"  {key}", *(_shown(side[key]) if key in side else "-" for side in (a, b)),
+                   _by(a.get(key), b.get(key))) for key in changed]  # fmt: skip
+    if not lines:
+        return f"{first} and {second}: same config, same inputs, same versions, same results"
+    head = ("", *(_shown(name) for name in (first, second)), "difference" if any(line[3] for line in lines) else "")
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(4)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in [head, *lines])  # fmt: skip
 
 
-def _comparable(name: str) -> dict[str, Any]:
-    """Flat config of a run, digests of its inputs, hardware and what it trained on, by key."""
+def _shown(value: Any) -> str:
+    text = knob(value)
+    return text if len(text) <= WIDE else "…" + text[1 - WIDE :]
+
+
+def _by(a: Any, b: Any) -> str:
+    """The difference of two numbers; of other things there is none to tell."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+    return f"{b - a:+.4g}" if numbers else ""
+
+
+def _comparable(name: str) -> dict[str, dict[str, Any]]:
+    """Section -> key -> value of a run: what it is, its flat config, digests of its inputs, versions, results."""
     path = in_project(Path(name))
-    file = path if path.suffix == ".json" else path / "manifest.json"
-    manifest = read_json(file)
-    if manifest is None:
-        raise UserFault(
-            f"--diff {name}: no finished run there ({state_of(path)})\n  list them: python -m scripts.report --runs"
-        )
-    flat = {key: value for key, value in leaves(manifest["config"]).items() if key not in ("output_dir", "overwrite")}
-    flat = {
-        key: shown(value) if isinstance(value, str) and value.startswith("/") else value for key, value in flat.items()
-    }
-    inputs = {
-        f"input {role}": (e.get("sha256") or e.get("fingerprint") or "?")[:12] for role, e in manifest["inputs"].items()
-    }
-    return {**flat, **inputs, "hardware": manifest["hardware"].get("name"), "stage": manifest["stage"],
-            "commit": (manifest["git"]["commit"] or "none")[:10]}  # fmt: skip
+    either = [path / "manifest.json", path.with_name(f"{path.name}_manifest.json")]  # outputs/align, data_proc/sft
+    files = [path] if path.suffix == ".json" else either
+    file = next((file for file in files if manifest_of(file)), None)
+    if file is None:
+        kept = sorted(other.name.removesuffix("_manifest.json") for other in path.glob("*_manifest.json"))
+        several = "".join(f"\n  it holds {name.rstrip('/')}/{kind}" for kind in kept)
+        raise UserFault(f"--diff {name}: no finished run there ({state_of(path)}){several}\n  list them: python -m "
+                        "scripts.report --runs")  # fmt: skip
+    run = FoundRun(file, manifest_of(file) or {})
+    manifest = run.manifest
+    config = leaves(manifest["config"])
+    config = {key: shown(value) if isinstance(value, str) and value.startswith("/") else value
+              for key, value in config.items() if key not in ("output_dir", "overwrite")}  # fmt: skip
+    inputs = {role: (e.get("sha256") or e.get("fingerprint") or "?")[:12] for role, e in manifest["inputs"].items()}
+    git, machine = manifest["git"], manifest["machine"]
+    itself = {"stage": manifest["stage"], "commit": (git["commit"] or "none")[:10], "uncommitted changes": git["dirty"],
+              "hardware": manifest["hardware"].get("name"), "card": machine["card"] or "none"}  # fmt: skip
+    return {"run": itself, "config": config, "inputs": inputs, "versions": manifest["versions"],
+            "results": dict(measured(run))}  # fmt: skip
+
+
+def measured(run: FoundRun) -> Iterator[tuple[str, Any]]:
+    """(name, number) of what a run measured or counted."""
+    results, stage = run.manifest["results"], run.stage
+    if stage == "prepare_data":
+        yield from ((name, results[name]) for name in ("read", "kept"))
+        yield from ((f"{side} records", n) for side, n in results["splits"].items())
+        yield from ((f"dropped: {reason}", n) for reason, n in results["dropped"].items())
+    elif stage == "eval_harness":
+        for task in results["tasks"]:
+            for model, score in task["scores"].items():
+                yield f"{task['task']} {task['metric']}: {model}", score["value"]
+        for role, kinds in (("sft_test", ("loss",)), ("pref_test", ("accuracy", "margin"))):
+            for kind in kinds if results.get(role) else ():
+                yield from ((f"{role} {kind}: {model}", value) for model, value in results[role][kind].items())
+    elif stage == "infer_compare":
+        for group, counts in results["groups"].items():
+            for model, facts in counts.items():
+                yield f"{group} exact: {model}", facts["exact"]
+                yield f"{group} ended: {model}", facts["stopped"]
+    elif stage == "export_lora":
+        yield from ((f"{name} {key}", drift[key]) for name, drift in results.items()
+                    if isinstance(drift, dict) and "max_abs" in drift for key in ("mean_abs", "top1"))  # fmt: skip
+    else:
+        yield from ((key, value) for key, value in leaves(results).items() if isinstance(value, int | float))
+        yield "seconds", run.manifest["seconds"]

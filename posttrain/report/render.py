@@ -1,55 +1,34 @@
-"""The two files: one content, two jinja2 templates. All text of models and data is escaped."""
+"""The two files: one content, two jinja2 templates, one language. All text of models and data is escaped."""
 
+import functools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from posttrain.config import shown
-from posttrain.report import content, dataset, evaluation, forecasts
+from posttrain.report import chain, content, dataset, evaluation, forecasts, reproduce, words
+from posttrain.report.checklist import checklist
 from posttrain.report.content import BASE, Cell, Column, Row
-from posttrain.report.figures import curves
+from posttrain.report.costs import costs
+from posttrain.report.figures import Say, curves, data_uri
 from posttrain.report.lineage import FoundRun, Lineage
+from posttrain.report.risks import base_licence, risks
 from posttrain.report.symptoms import symptoms
 from posttrain.stages import Report
 
 TEMPLATES = Path(__file__).parent
-# The measures in Chinese; names of tasks, groups, reasons and knobs stay as they stand in the files.
-CHINESE = {
-    "exact match": "与标准答案一致",
-    "ended by itself": "自行收尾",
-    "format and end right": "格式与收尾都对",
-    "loss per answer token": "每个答案 token 的损失",
-    "preference accuracy": "偏好判断正确率",
-    "preference margin": "偏好间隔",
-    "acc": "选择题正确率",
-    "acc_norm": "选择题正确率（按长度归一）",
-    "exact_match": "逐字一致",
-    "accuracy": "分类正确率",
-    "macro_f1": "宏平均 F1",
-    "bleu4": "BLEU-4（0–100）",
-    "rouge_l_char": "ROUGE-L，按字（0–100）",
-    "rouge_l_jieba": "ROUGE-L，按词（0–100）",
-    "chrf": "chrF（0–100）",
-    "em": "抽取式问答：完全一致",
-    "f1": "抽取式问答：F1",
-}
-CAPTIONS = {"all prompts": "全部提示", "sft_test": "留出的对话", "pref_test": "留出的偏好对"}
-MEASURES = {"tensors": "显存：张量", "allocator": "显存：分配器占住", "card": "显存：整卡", "process": "内存：进程峰值",
-            "time": "训练用时", "cost": "费用"}  # fmt: skip
-VERDICTS = {"within": "在预测之内", "above": "比预测慢", "below": "比预测快", "not measured": "未测得",
-            "not forecast": "未预测"}
-KINDS = {
-    "prepare_data": "数据",
-    "train_cpt": "继续预训练",
-    "train_sft": "监督微调",
-    "train_orpo": "偏好对齐",
-    "train_dpo": "偏好对齐",
-    "make_demo": "基座",
-    "eval_harness": "评测",
-    "infer_compare": "对比",
-    "export_lora": "导出",
-}
+# What the templates may look up by name: `say("stages", "train_sft")`.
+TABLES = {
+    "measures": words.MEASURES, "captions": words.CAPTIONS, "stages": words.STAGES, "sets": words.SETS,
+    "units": words.UNITS, "knobs": words.KNOBS, "forecast": words.FORECAST, "states": words.STATES,
+    "languages": words.LANGUAGES, "symptoms": words.SYMPTOMS, "reasons": words.REASONS, "conflicts": words.CONFLICTS,
+    "drifts": words.DRIFTS,
+}  # fmt: skip
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # one NUL of an answer makes the file binary to git and grep
+PICTURE_WORDS = words.KNOBS | words.LANGUAGES | words.REASONS
 
 
 def number(value: float | None, unit: str = "number") -> str:
@@ -92,6 +71,8 @@ def knob(value: Any) -> str:
     """A knob's value: 0.0002 as 2e-4, 12345 as 12,345."""
     if isinstance(value, bool):
         return "on" if value else "off"
+    if value is None:
+        return "–"
     if isinstance(value, float):
         if 0 < abs(value) < 1e-2:
             mantissa, _, exponent = f"{value:.3e}".partition("e")
@@ -102,29 +83,39 @@ def knob(value: Any) -> str:
 
 def context(lineage: Lineage, config: Report) -> dict[str, Any]:
     """Everything that the templates show."""
-    rows, columns = content.summary_rows(lineage), content.columns_of(lineage)
-    trainings = [_training(run) for stage in ("make_demo", *content.STAGE_LABELS) for run in lineage.of(stage)]
+    t, rows, columns = words.chooser(config.language), content.summary_rows(lineage), content.columns_of(lineage)
+    for column in columns:
+        column.label = t("基座", "Base") if column.label == "Base" else column.label
+    draws = functools.partial(words.say, PICTURE_WORDS, language=config.language)
+    trainings = [_training(run, draws) for stage in ("make_demo", *content.STAGE_LABELS) for run in lineage.of(stage)]
     ancestor = next((run for run in lineage.runs.values() if "base" in run.manifest), None)
     return {
         "config": config,
+        "title": config.title or t("大模型后训练项目报告", "LLM post-training: project report"),
         "columns": columns,
         "rows": rows,
         "headline": content.headline(rows),
         "evaluations": evaluation.evaluations(lineage),
         "panels": evaluation.panels(lineage),
+        "costs": costs(lineage),
         "symptoms": symptoms(lineage, columns, rows),
         "lineage": lineage,
         "base_id": ancestor.manifest["base"]["id"] if ancestor else None,
+        "chains": [chain.picture(lineage, config.language, abreast) for abreast in (4, 2)],
         "trainings": trainings,
-        "data": [dataset.described(run) for run in lineage.of("prepare_data")],
+        "knob_rows": _side_by_side([training["knobs"] for training in trainings if training["knobs"]]),
+        "data": [dataset.described(run, draws) for run in lineage.of("prepare_data")],
         "samples": content.samples(lineage, config),
         "labels": {column.key: column.label for column in columns},
         "exports": lineage.of("export_lora"),
-        "chinese": CHINESE,
-        "captions": CAPTIONS | config.captions,
-        "kinds": KINDS,
-        "measures": MEASURES,
-        "verdicts": VERDICTS,
+        "base_licence": base_licence(lineage),
+        "risks": risks(lineage, rows),
+        "checklist": checklist(lineage),
+        "commands": reproduce.commands(lineage),
+        "commits": reproduce.checkout(lineage),
+        "starting_points": reproduce.starting_points(lineage),
+        "packages": reproduce.packages(lineage),
+        "captions": {name: t(*pair) for name, pair in words.CAPTIONS.items()} | config.captions,
         "base_key": BASE,
         "seconds": sum(run.manifest["seconds"] for run in lineage.runs.values()),
         "newest": max((run.manifest["created"] for run in lineage.runs.values()), default=None),
@@ -133,21 +124,36 @@ def context(lineage: Lineage, config: Report) -> dict[str, Any]:
         "number": number,
         "interval": interval,
         "change": change,
-        "knob": knob,
+        "knob": lambda value: _worded(value, t),
         "shown": shown,
+        "t": t,
+        "zh": config.language == "zh",
+        "say": lambda table, name: words.say(TABLES[table], name, config.language),
     }
 
 
-def _training(run: FoundRun) -> dict[str, Any]:
+def _worded(value: Any, t: Callable[[str, str], str]) -> str:
+    """A knob's value, its words in the report's language."""
+    if isinstance(value, bool):
+        return t("开", "on") if value else t("关", "off")
+    return t(*value) if isinstance(value, tuple) else knob(value)
+
+
+def _training(run: FoundRun, draws: Say) -> dict[str, Any]:
     lines, manifest = content.metrics(run), run.manifest
     fates = manifest.get("data", {}).get("fates", {})
     return {
-        "run": run, "label": content.STAGE_LABELS.get(run.stage, "Base"), "knobs": content.knobs(run),
+        "run": run, "label": content.STAGE_LABELS.get(run.stage, ""), "knobs": content.knobs(run),
         "outcome": content.outcome(run), "compared": forecasts.compared(run), "not_made": _not_made(run),
-        "figure": curves(lines, manifest["results"].get("kept_step")),
+        "figure": curves(lines, manifest["results"].get("kept_step"), draws),
         "notes": manifest.get("data", {}).get("notes", []),
         "dropped": {reason: count for reason, count in fates.items() if not reason.startswith("kept")},
     }  # fmt: skip
+
+
+def _side_by_side(columns: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Name -> its value in each column, None where it has none."""
+    return {name: [column.get(name) for column in columns] for column in columns for name in column}
 
 
 def _not_made(run: FoundRun) -> str:
@@ -176,23 +182,41 @@ def _common(lineage: Lineage) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(values)) for name, values in facts.items()}
 
 
-def render(lineage: Lineage, config: Report, folder: Path) -> list[Path]:
-    """Write report.html and report.md into `folder`."""
+def render(lineage: Lineage, config: Report) -> list[Path]:
+    """Write <output_dir>/report.html, and config.markdown with its pictures beside it; return all, the two first."""
     shared = context(lineage, config)
-    files = []
-    for name, escaped in (("report.html", True), ("report.md", False)):
-        jinja = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=escaped, undefined=StrictUndefined,
-                            trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-        jinja.filters["md"] = markdown_cell
-        path = folder / name
-        path.write_text(jinja.get_template(f"{name}.jinja").render(shared), encoding="utf-8")
-        files.append(path)
-    return files
+    page, text = config.output_dir / "report.html", config.markdown
+    pictures = text.with_name(f"{text.stem}_files")
+    text.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(_templates(True).get_template("report.html.jinja").render(shared, image=data_uri), encoding="utf-8")
+    written: dict[str, str] = {}
+
+    def image(svg: str, name: str) -> str:
+        """The address of a picture from the Markdown file; it is written once the text is."""
+        written[f"{len(written) + 1:02}_{name.strip('/').replace('/', '_')}.svg"] = svg
+        return f"{pictures.name}/{list(written)[-1]}"
+
+    told = _templates(False).get_template("report.md.jinja").render(shared, image=image)
+    pictures.mkdir(exist_ok=True)
+    for old in pictures.glob("[0-9][0-9]_*.svg"):  # of the report before this one; a person's own files stay
+        old.unlink()
+    for name, svg in written.items():
+        (pictures / name).write_text(svg, encoding="utf-8")
+    text.write_text(told, encoding="utf-8")
+    return [page, text, *(pictures / name for name in written)]
+
+
+def _templates(escaped: bool) -> Environment:
+    jinja = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=escaped, undefined=StrictUndefined,
+                        trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    jinja.filters["md"] = markdown_cell
+    return jinja
 
 
 def markdown_cell(text: Any) -> str:
     """Text that stays inside a cell of a Markdown table, and that Markdown and HTML leave alone."""
-    text = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    text = UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
     return " ".join(text.replace("`", "\\`").replace("*", "\\*").replace("_", "\\_").split())
 
 

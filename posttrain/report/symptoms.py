@@ -9,6 +9,7 @@ from posttrain import refusals
 from posttrain.report import content
 from posttrain.report.content import BASE, Column, Row
 from posttrain.report.lineage import FoundRun, Lineage
+from posttrain.report.words import Pair
 from posttrain.text import folded_text, language
 
 # Bounds, of experience where nothing else is said. Shares of answers are named only where there are enough answers.
@@ -21,15 +22,17 @@ LENGTH = 1.5  # times as long, or as short, as the model that was trained furthe
 RISING = 1.02  # last validation loss to the best (of three and more)
 FLAT = 0.02  # change of the training loss over the run
 ZERO = 0.01
+OF_RATES = {"over_refusal": "Refuses too much", "refusal_rate": "Gives in to harmful requests",
+            "jailbreak_rate": "Gives in to harmful requests"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Symptom:
-    """What is wrong (a heading of docs/symptoms.md), with whom, and the numbers that show it."""
+    """What is wrong (a heading of docs/symptoms.md), with whom, and the numbers that show it, in both languages."""
 
     name: str
     who: str
-    shown_by: str
+    shown_by: Pair
 
     @property
     def anchor(self) -> str:
@@ -68,18 +71,21 @@ def _of_model(who: str, answers: list[dict], base: list[dict]) -> list[Symptom]:
     found = []
     cut, cut_of_base = _share(answers, _is_cut), _share(base, _is_cut)
     if cut > CUT_OFF and cut > cut_of_base:
-        found.append(Symptom("Babbles past the end", who, f"{cut:.0%} of its answers did not end by themselves"))
+        found.append(Symptom("Babbles past the end", who, (f"{cut:.0%} 的回答没有自行收尾",
+                             f"{cut:.0%} of its answers did not end by themselves")))  # fmt: skip
     repeats = _share(answers, _repeats)
     if repeats > REPEATS:
-        found.append(Symptom("Repeats itself", who, f"{repeats:.0%} of its answers say the same again and again"))
+        found.append(Symptom("Repeats itself", who, (f"{repeats:.0%} 的回答翻来覆去",
+                             f"{repeats:.0%} of its answers say the same again and again")))  # fmt: skip
     refuses, refuses_of_base = _share(answers, _refuses), _share(base, _refuses)
     if refuses > refuses_of_base + REFUSES:
-        found.append(Symptom("Refuses too much", who, f"{refuses:.0%} of its answers refuse, {refuses_of_base:.0%} of "
-                             "the base's"))  # fmt: skip
+        found.append(Symptom("Refuses too much", who, (f"{refuses:.0%} 的回答是拒答，基座为 {refuses_of_base:.0%}",
+                             f"{refuses:.0%} of its answers refuse, {refuses_of_base:.0%} of the base's")))  # fmt: skip
     chinese = [answer for answer in answers if language(answer["asked"]) == "zh"]
     english = _share(chinese, lambda answer: language(answer["text"]) == "en")
     if english > ENGLISH and len(chinese) >= MIN_ANSWERS:
-        found.append(Symptom("Answers in English", who, f"{english:.0%} of its answers to Chinese questions"))
+        found.append(Symptom("Answers in English", who, (f"{english:.0%} 的中文问题得到英文回答",
+                             f"{english:.0%} of its answers to Chinese questions")))  # fmt: skip
     return found
 
 
@@ -88,7 +94,8 @@ def _of_length(who: str, answers: list[dict], before: list[dict], who_before: st
     if len(before) < MIN_ANSWERS:
         return []
     own, other = (sum(len(a["text"]) for a in some) / len(some) for some in (answers, before))
-    told = f"{own:.0f} characters on average, {who_before} {other:.0f}"
+    told = (f"平均 {own:.0f} 字，{who_before} 为 {other:.0f} 字",
+            f"{own:.0f} characters on average, {who_before} {other:.0f}")  # fmt: skip
     if own > LENGTH * other:
         return [Symptom("Too long", who, told)]
     return [Symptom("Too short", who, told)] if own * LENGTH < other else []
@@ -117,10 +124,12 @@ def _repeats(answer: dict) -> bool:
 
 
 def of_task(row: Row, label: dict[str, str]) -> list[Symptom]:
-    """A task that a tuned model does worse than the base, by the evaluation's own test."""
+    """A task that a tuned model does worse than the base, by the evaluation's own test. Rates of a safety test are no
+    skills: they have symptoms of their own."""
     return [
-        Symptom("Lost its general skill", label.get(key, key), f"{row.name} ({row.measure}): {cell.difference:+.3f} to "
-                "the base, more than chance explains")
+        Symptom(OF_RATES.get(row.measure, "Lost its general skill"), label.get(key, key), (
+            f"{row.name}（{row.measure}）比基座 {cell.difference:+.3f}，超出偶然所能解释",
+            f"{row.name} ({row.measure}): {cell.difference:+.3f} to the base, more than chance explains"))
         for key, cell in row.cells.items() if cell.drop and cell.difference is not None
     ]  # fmt: skip
 
@@ -131,15 +140,17 @@ def of_metrics(who: str, lines: list[dict[str, Any]]) -> list[Symptom]:
     validated = [line["eval_loss"] for line in lines if "eval_loss" in line]
     found = []
     if any(not math.isfinite(loss) for loss in losses + validated):
-        return [Symptom("Loss NaN", who, "a loss in metrics.jsonl is not a number")]
+        return [Symptom("Loss NaN", who, ("metrics.jsonl 里有不是数的损失", "a loss in metrics.jsonl is not a number"))]
     if len(losses) >= 5:
         tenth = max(1, len(losses) // 10)
         first, last = (sum(some) / len(some) for some in (losses[:tenth], losses[-tenth:]))
         if last < ZERO:
-            found.append(Symptom("Loss 0", who, f"the loss ended at {last:.4f}"))
+            found.append(Symptom("Loss 0", who, (f"损失最后是 {last:.4f}", f"the loss ended at {last:.4f}")))
         elif abs(last - first) < FLAT * first:
-            found.append(Symptom("Loss flat", who, f"the loss went from {first:.4f} to {last:.4f}"))
+            found.append(Symptom("Loss flat", who, (f"损失从 {first:.4f} 到 {last:.4f}",
+                                                   f"the loss went from {first:.4f} to {last:.4f}")))  # fmt: skip
     if len(validated) >= 3 and validated[-1] > RISING * min(validated):
-        found.append(Symptom("Validation loss rising", who, f"{min(validated):.4f} at its best, {validated[-1]:.4f} at "
-                             "the end"))  # fmt: skip
+        found.append(Symptom("Validation loss rising", who, (
+            f"最好时 {min(validated):.4f}，最后 {validated[-1]:.4f}",
+            f"{min(validated):.4f} at its best, {validated[-1]:.4f} at the end")))  # fmt: skip
     return found
