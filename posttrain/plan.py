@@ -102,7 +102,7 @@ class Plan:
         width = min(44, max(len(key) for key in values))
         defaults = []
         for key, value in values.items():
-            text = f"  {key:<{width}} = {shown(value) if isinstance(value, str) and value else value}"
+            text = f"  {key:<{width}} = {_relative(value)}"
             origin = origin_of(key, loaded.origins)
             lines.append(f"{text}  <- {origin}") if origin else defaults.append(text)
         lines += ["  -- defaults --", *defaults]
@@ -119,6 +119,13 @@ class Plan:
         if not self.exit_code and self.pending:
             verdict = "would work once the pending inputs are there"
         return "\n".join([*lines, "", f"verdict: {verdict}"])
+
+
+def _relative(value: Any) -> Any:
+    """A value with its paths as seen from the project."""
+    if isinstance(value, list):
+        return [_relative(one) for one in value]
+    return shown(value) if isinstance(value, str) and value else value
 
 
 def origin_of(key: str, origins: dict[str, str]) -> str | None:

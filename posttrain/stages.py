@@ -312,23 +312,29 @@ class EvalHarness(StageConfig):
     """Adapters to measure; all must stand on one base. A single path may be given without brackets. []: only `base`."""
     base: str | None = None
     """With peft_adapter: [], the base that is measured alone: a directory, or a hub id. Adapters name their own."""
+    include_base: bool = True
+    """Measure the bare base first."""
+    tasks: list[str] = ["cmmlu", "ceval-valid", "hellaswag", "winogrande", "gsm8k"]
+    """Names of lm-eval tasks, or of files in task_dir. A single name may be given without brackets."""
 
-    @field_validator("peft_adapter", mode="before")
+    @field_validator("peft_adapter", "tasks", mode="before")
     @classmethod
     def _one_or_many(cls, value):
         return [value] if isinstance(value, str | Path) else value
 
-    include_base: bool = True
-    """Measure the bare base first."""
-    tasks: list[str] = ["cmmlu", "ceval-valid", "hellaswag", "winogrande", "gsm8k"]
-    """Names of lm-eval tasks, or of files in task_dir."""
     task_dir: ProjectPath | None = None
     """A directory of task YAMLs of your own, in lm-eval's format."""
     data_dir: ProjectPath = "data_raw/eval"
     """Local benchmark files, data_dir/<task>/...; they win over the hub."""
     answer_sets: dict[str, AnswerSet] = {}
     """Name -> prompts with right answers, answered greedily with the run's template: BLEU-4, ROUGE-L, classification,
-    extractive QA."""
+    extractive QA. `--set answer_sets.NAME=null` leaves one of the YAML out."""
+
+    @field_validator("answer_sets", mode="before")
+    @classmethod
+    def _without_null(cls, value):
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
     safety: Safety | None = None
     """Refusals of harmful prompts and of harmless ones. `safety: {}` takes the project's own 100 prompts."""
     gates: dict[str, Gate] = {}

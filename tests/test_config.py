@@ -73,9 +73,12 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
         read_yaml(tmp_path / "stgae.yaml")
 
 
-def test_one_adapter_without_brackets(tmp_path):
-    loaded = load_config(EvalHarness, write(tmp_path, "hardware: cpu\npeft_adapter: outputs/align\n"))
-    assert [p.name for p in loaded.config.peft_adapter] == ["align"]
+def test_one_adapter_or_task_without_brackets_and_an_answer_set_left_out(tmp_path):
+    text = "hardware: cpu\npeft_adapter: outputs/align\ntasks: cmmlu\n"
+    text += "answer_sets: {a: {file: a.jsonl}, b: {file: b.jsonl}}\n"
+    config = load_config(EvalHarness, write(tmp_path, text), ["answer_sets.b=null"]).config
+    assert [p.name for p in config.peft_adapter] == ["align"] and config.tasks == ["cmmlu"]
+    assert list(config.answer_sets) == ["a"]
 
 
 @pytest.mark.parametrize("card, expected", [

@@ -121,3 +121,8 @@ def test_bootstrap_of_a_corpus_score():
 def test_every_metric_has_a_signature():
     names = ("bleu4", "chrf", "rouge_l_char", "rouge_l_jieba", "accuracy", "macro_f1", "em", "f1")
     assert len({generation.signature(name) for name in names}) == len(names)
+
+
+def test_long_texts_are_cut_into_words_piece_by_piece():
+    text = "机器学习" * (generation.JIEBA_AT_ONCE // 2)  # without punctuation jieba takes quadratic time
+    assert "".join(generation.words(text)) == text and generation.words(text)[:2] == generation.words("机器学习")[:2]
