@@ -187,10 +187,11 @@ def _csv_rows(path: Path):
     except UnicodeDecodeError:
         text = path.read_text(encoding="gb18030", errors="replace")  # as Excel saves Chinese CSV files
     reader = csv.DictReader(io.StringIO(text, newline=""), restval=None)
+    csv.field_size_limit(2**30)  # of the whole process; others set it as well, and a file must read alike in any order
     try:
         for row in reader:
             yield reader.line_num, {key: value for key, value in row.items() if key}
-    except csv.Error as error:  # mostly a quotation mark that nothing closes
+    except csv.Error as error:
         raise UserFault(f"{shown(path)}:{reader.line_num + 1}: not CSV ({error})") from None
 
 
