@@ -218,9 +218,9 @@ def with_trl(job: dict[str, Any], loaded, timed) -> None:
         model=training.load_trainable(cfg, start),
         args=arguments.arguments(SFTConfig if sft else DPOConfig, cfg, schedule, False, max_length=length, **more),
         train_dataset=Dataset.from_list(made.train), processing_class=start.tokenizer,
-        callbacks=[timed(cfg.output_dir / "metrics.jsonl")],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    trainer.callback_handler.callbacks.insert(0, timed(cfg.output_dir / "metrics.jsonl", trainer))  # as ours has it
     trainer.train()
 
 
